@@ -1,0 +1,61 @@
+# fastmesh: one command per need, the same here and in CI. `make demo` and `make test` are complete: on a fresh
+# Debian 12 with Python 3.11, pip and root they set up all they need, and do it once.
+#
+#   make demo [SECONDS=20]   a small mesh on this machine, with a live table
+#   make test [ARGS=...]     the test suite (ARGS: for pytest)
+#   make build               .venv/bin/fastmesh; FASTMESH_BUILD=debug|asan|trace: build/MODE/lib
+#   make debug | asan        the suite on the build with assertions | with the sanitizers too
+#   make bench [ARGS=...]    the measurements against nginx, HAProxy and Envoy
+#   make check               format, lint, types, floors, Cython's hints
+#   make fuzz [SECONDS=600]  coverage-guided fuzzing of the HTTP/1 codec
+#   make clean
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+FASTMESH_BUILD ?= release
+BIN := .venv/bin
+SOURCES := setup.py $(shell find fastmesh/_core.pyx fastmesh/core tests/probe -name '*.p[xy][dx]')
+# Two cores are enough for the suite, more than four help no more.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 $(ARGS)
+
+.PHONY: demo test build debug asan bench check fuzz clean
+
+demo: build/release/done
+	$(BIN)/fastmesh demo --seconds $(or $(SECONDS),20)
+
+test: build/release/done
+	$(PYTEST)
+
+build: build/$(FASTMESH_BUILD)/done
+
+debug asan: %: build/%/done
+	scripts/in-build $@ $(PYTEST)
+
+bench: build/release/done
+	$(BIN)/python -m bench --install $(ARGS)
+
+check: .venv/done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_floors.py
+	scripts/check-cython
+
+fuzz: .venv/done
+	scripts/debian-packages clang=clang libclang-rt-14-dev
+	tests/fuzz/run $(or $(SECONDS),600)
+
+clean:
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/floor
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/done: pyproject.toml scripts/setup scripts/debian-packages
+	scripts/setup $(PYTHON)
+	@touch $@
+
+build/%/done: .venv/done scripts/build $(SOURCES)
+	scripts/build $*
+	@touch $@
