@@ -1,0 +1,64 @@
+"""What Python sees of the data plane. The implementation is `_core.pyx`; keep both in one commit."""
+
+from typing import Final, Literal
+
+RUN_CONTROL: Final[int]
+RUN_DRAINED: Final[int]
+
+# (metric name without the `fastmesh_` prefix, kind, help, labels); several rows may share a name.
+COUNTERS: Final[tuple[tuple[str, Literal["counter", "gauge"], str, dict[str, str]], ...]]
+SERVICE_COUNTERS: Final[tuple[tuple[str, Literal["counter", "gauge"], str, dict[str, str]], ...]]
+# (name, side, HTTP status, text) by reason number; number 0 is "none".
+REASONS: Final[tuple[tuple[str, str, int, str], ...]]
+# Upper bounds of the latency histogram in seconds, without the last (infinite) one.
+LATENCY_BOUNDS: Final[tuple[float, ...]]
+
+class Area:
+    """Counters and access log rings in memory shared by the processes of one sidecar."""
+
+    fd: int
+    workers: int
+    services: int
+    @staticmethod
+    def create(workers: int, services: int = 1024) -> Area: ...
+    @staticmethod
+    def attach(fd: int) -> Area: ...
+    def worker_counters(self, slot: int) -> list[int]:
+        """The values of a worker slot, aligned with COUNTERS."""
+
+    def reason_counters(self, slot: int) -> list[int]:
+        """How often each reason ended something in a worker slot, aligned with REASONS."""
+
+    def service_counters(self, slot: int, service: int) -> list[int]:
+        """The values of a service row in a worker slot, aligned with SERVICE_COUNTERS."""
+
+    def service_latency(self, slot: int, service: int) -> tuple[list[int], float]:
+        """Non-cumulative bucket counts (one more than LATENCY_BOUNDS) and the sum in seconds."""
+
+    def log_read(self, slot: int, limit: int = 1000) -> list[dict[str, object]]:
+        """Take up to `limit` access log records out of a slot's ring, oldest first."""
+
+    def log_dropped(self, slot: int) -> int:
+        """Records that found the slot's ring full."""
+
+class Worker:
+    """One event loop of the data plane. Used by one thread of one process."""
+
+    def __init__(self, area: Area, slot: int) -> None: ...
+    def load(self, snapshot: bytes) -> None:
+        """Take a snapshot (JSON); the first before `run`. Raises ValueError or OSError with the reason."""
+
+    def listen(self, name: str, fd: int) -> None:
+        """Accept on a non-blocking listening socket, which stays the caller's, for the listener `name`."""
+
+    def run(self, control_fd: int) -> int:
+        """Serve until `control_fd` is readable (RUN_CONTROL) or a drain has ended (RUN_DRAINED)."""
+
+    def drain(self, deadline_ms: int) -> None:
+        """Stop accepting, once the accept queues are empty, and let exchanges finish."""
+
+    def close(self) -> dict[str, int]:
+        """Free everything. Returns the balance counters: all zero when nothing leaked."""
+
+def set_title(title: str) -> None:
+    """Set the title of this process as ps shows it."""

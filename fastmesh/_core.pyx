@@ -1,0 +1,423 @@
+# cython: language_level=3
+"""The data plane's composition root: the `Worker` that Python runs, and the `Area` it shares with the agent.
+
+Everything that decides or moves lives in `fastmesh/core`; this module gives it a Python face. See the type
+stub `_core.pyi` for the interface.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strlen
+
+from fastmesh.core.base.buffer cimport pool_in_use
+from fastmesh.core.base.check cimport FM_DEBUG_BUILD
+from fastmesh.core.base.reason cimport (
+    R_COUNT, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
+)
+from fastmesh.core.base.timer cimport timer_init
+from fastmesh.core.io.listener cimport listener_again, listener_event, listener_watch
+from fastmesh.core.io.load cimport load_snapshot
+from fastmesh.core.io.loop cimport (
+    TURN_AGAIN, TURN_CONTROL, TURN_DRAINED, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
+    worker_init, worker_release, worker_turn,
+)
+from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
+from fastmesh.core.io.state cimport Listener, Source
+from fastmesh.core.io.state cimport Worker as CWorker
+from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
+from fastmesh.core.sys.posix cimport (
+    EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
+    SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, malloc_trim, memfd_create, mmap, munmap, prctl,
+    setsockopt,
+)
+from fastmesh.core.traffic.counters cimport (
+    AREA_MAGIC, AreaHeader, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, S_COUNT,
+    ServiceRow, WorkerRow, area_ring, area_service, area_slot_bytes, area_worker, latency_bound_us,
+)
+from fastmesh.core.traffic.snapshot cimport ListenerConf, Snapshot
+
+import json
+import os
+
+RUN_CONTROL = 1
+RUN_DRAINED = 2
+
+_SIDES = {SIDE_LOCAL: "local", SIDE_DOWNSTREAM: "downstream", SIDE_UPSTREAM: "upstream"}
+
+
+cdef tuple _reasons():
+    cdef ReasonInfo table[R_COUNT]
+    cdef int i
+    reasons_init(table)
+    return tuple([((<bytes>table[i].name).decode(), _SIDES[table[i].side], <int>table[i].status,
+                   (<bytes>table[i].text).decode()) for i in range(R_COUNT)])
+
+
+REASONS = _reasons()
+LATENCY_BOUNDS = tuple([latency_bound_us(i) / 1e6 for i in range(LATENCY_BUCKETS - 1)])
+
+# One line for each of enum Counter, in its order.
+COUNTERS = (
+    ("downstream_connections_open", "gauge", "Client connections that are open.", {}),
+    ("upstream_connections_open", "gauge", "Connections to endpoints that are open.", {}),
+    ("upstream_idle_connections", "gauge", "Connections to endpoints that wait in a pool.", {}),
+    ("exchanges", "gauge", "Requests under way.", {}),
+    ("buffers", "gauge", "Buffers in use.", {}),
+    ("tunnels", "gauge", "Opaque tunnels (TCP, CONNECT, upgraded connections) that are open.", {}),
+    ("downstream_connections_total", "counter", "Client connections accepted.", {}),
+    ("downstream_refused_total", "counter", "Client connections closed at once: a limit, or no memory.", {}),
+    ("upstream_connections_total", "counter", "Connections to endpoints attempted.", {}),
+    ("upstream_connect_failures_total", "counter", "Connections to endpoints that could not be made.", {}),
+    ("bytes_total", "counter", "Bytes through sockets.", {"side": "downstream", "direction": "received"}),
+    ("bytes_total", "counter", "Bytes through sockets.", {"side": "downstream", "direction": "sent"}),
+    ("bytes_total", "counter", "Bytes through sockets.", {"side": "upstream", "direction": "received"}),
+    ("bytes_total", "counter", "Bytes through sockets.", {"side": "upstream", "direction": "sent"}),
+    ("tls_handshakes_total", "counter", "TLS handshakes completed.", {"side": "downstream"}),
+    ("tls_handshakes_total", "counter", "TLS handshakes completed.", {"side": "upstream"}),
+    ("tls_resumed_total", "counter", "TLS handshakes that resumed a session.", {"side": "downstream"}),
+    ("tls_resumed_total", "counter", "TLS handshakes that resumed a session.", {"side": "upstream"}),
+    ("tls_failed_total", "counter", "TLS handshakes that failed.", {"side": "downstream"}),
+    ("tls_failed_total", "counter", "TLS handshakes that failed.", {"side": "upstream"}),
+    ("tunnels_total", "counter", "Opaque tunnels opened.", {}),
+    ("detect_timeouts_total", "counter", "Connections whose protocol could not be told in time.", {}),
+    ("impossible_total", "counter", "States that the code excludes: a defect if not 0.", {}),
+    ("snapshot", "gauge", "Number of the configuration snapshot in force.", {}),
+)
+
+# One line for each of enum ServiceCounter, in its order.
+SERVICE_COUNTERS = (
+    ("requests_total", "counter", "Requests ended, by status class.", {"code": "1xx"}),
+    ("requests_total", "counter", "Requests ended, by status class.", {"code": "2xx"}),
+    ("requests_total", "counter", "Requests ended, by status class.", {"code": "3xx"}),
+    ("requests_total", "counter", "Requests ended, by status class.", {"code": "4xx"}),
+    ("requests_total", "counter", "Requests ended, by status class.", {"code": "5xx"}),
+    ("requests_total", "counter", "Requests ended, by status class.", {"code": "none"}),
+    ("local_answers_total", "counter", "Answers that the proxy made itself.", {}),
+    ("connects_total", "counter", "Connections made to endpoints.", {}),
+    ("connect_failures_total", "counter", "Connections to endpoints that failed.", {}),
+    ("retries_total", "counter", "Further tries.", {}),
+    ("reused_dead_total", "counter", "Requests repeated because a reused connection had died.", {}),
+    ("request_bytes_total", "counter", "Request body bytes received.", {}),
+    ("response_bytes_total", "counter", "Response body bytes sent.", {}),
+    ("requests_active", "gauge", "Requests and tunnels under way.", {}),
+)
+
+assert len(COUNTERS) == K_COUNT and len(SERVICE_COUNTERS) == S_COUNT
+
+
+cdef class Area:
+    """Counters and access-log rings in shared memory, one slot a worker."""
+
+    cdef AreaHeader *header
+    cdef readonly int fd
+
+    def __cinit__(self):
+        self.header = NULL
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.header != NULL:
+            munmap(self.header, self.header.size)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    @staticmethod
+    def create(int workers, int services=1024):
+        cdef Area self = Area.__new__(Area)
+        cdef size_t slot = area_slot_bytes(services)
+        cdef size_t size = 4096 + workers * slot
+        cdef bytes keys = os.urandom(80)
+        if workers < 1 or services < 1:
+            raise ValueError("an area needs at least one worker and one service")
+        self.fd = memfd_create(b"fastmesh-area", MFD_CLOEXEC)
+        if self.fd < 0:
+            raise OSError("memfd_create failed")
+        os.ftruncate(self.fd, size)
+        self._map(size)
+        self.header.magic = AREA_MAGIC
+        self.header.workers = workers
+        self.header.services = services
+        self.header.slot_bytes = slot
+        self.header.size = size
+        memcpy(self.header.ticket_keys, <char *>keys, 80)
+        return self
+
+    @staticmethod
+    def attach(int fd):
+        cdef Area self = Area.__new__(Area)
+        cdef size_t size = os.fstat(fd).st_size
+        self.fd = os.dup(fd)
+        if size < 4096:
+            raise ValueError("the descriptor is no area")
+        self._map(size)
+        if self.header.magic != AREA_MAGIC or self.header.size != size:
+            munmap(self.header, size)
+            self.header = NULL
+            raise ValueError("the descriptor is no area")
+        return self
+
+    cdef int _map(self, size_t size) except -1:
+        cdef void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
+        if p == MAP_FAILED:
+            raise MemoryError()
+        self.header = <AreaHeader *>p
+        return 0
+
+    @property
+    def workers(self):
+        return self.header.workers
+
+    @property
+    def services(self):
+        return self.header.services
+
+    cdef int _check(self, int slot, int service) except -1:
+        if not 0 <= slot < <int>self.header.workers or not 0 <= service < <int>self.header.services:
+            raise IndexError("no such slot")
+        return 0
+
+    def worker_counters(self, int slot):
+        self._check(slot, 0)
+        cdef WorkerRow *row = area_worker(self.header, slot)
+        return [row.counters[i] for i in range(K_COUNT)]
+
+    def reason_counters(self, int slot):
+        self._check(slot, 0)
+        cdef WorkerRow *row = area_worker(self.header, slot)
+        return [row.reasons[i] for i in range(R_COUNT)]
+
+    def service_counters(self, int slot, int service):
+        self._check(slot, service)
+        cdef ServiceRow *row = area_service(self.header, slot, service)
+        return [row.counters[i] for i in range(S_COUNT)]
+
+    def service_latency(self, int slot, int service):
+        self._check(slot, service)
+        cdef ServiceRow *row = area_service(self.header, slot, service)
+        return [row.latency[i] for i in range(LATENCY_BUCKETS)], row.latency_sum_us / 1e6
+
+    def log_dropped(self, int slot):
+        self._check(slot, 0)
+        return area_ring(self.header, slot).dropped
+
+    def log_read(self, int slot, int limit=1000):
+        self._check(slot, 0)
+        cdef Ring *ring = area_ring(self.header, slot)
+        cdef uint64_t head = fm_load_acquire(&ring.head)
+        cdef uint64_t tail = ring.tail
+        cdef LogRecord rec
+        cdef list out = []
+        cdef bytes raw
+        cdef size_t at
+        cdef size_t first
+        if head - tail > RING_BYTES:                # a worker that died while writing cannot do this; do not trust it
+            tail = head
+        while tail < head and len(out) < limit:
+            at = <size_t>(tail & (RING_BYTES - 1))
+            first = min(sizeof(LogRecord), RING_BYTES - at)
+            memcpy(&rec, ring.data + at, first)
+            memcpy(<char *>&rec + first, ring.data, sizeof(LogRecord) - first)
+            if rec.size < sizeof(LogRecord) or rec.size > head - tail:
+                tail = head
+                break
+            first = min(<size_t>rec.size, RING_BYTES - at)
+            raw = ring.data[at:at + first]
+            if first < rec.size:
+                raw += ring.data[0:rec.size - first]
+            out.append(_record(slot, &rec, raw))
+            tail += rec.size
+        fm_store_release(&ring.tail, tail)
+        return out
+
+
+cdef dict _record(int slot, LogRecord *rec, bytes raw):
+    cdef list texts = []
+    cdef size_t at = sizeof(LogRecord)
+    for n in (rec.listener_len, rec.service_len, rec.method_len, rec.authority_len, rec.path_len, rec.source_len,
+              rec.upstream_len, rec.identity_len):
+        texts.append(raw[at:at + n].decode("utf-8", "backslashreplace"))
+        at += n
+    return {
+        "time": rec.wall_us / 1e6,
+        "worker": slot,
+        "listener": texts[0],
+        "service": texts[1],
+        "method": texts[2],
+        "authority": texts[3],
+        "path": texts[4],
+        "status": rec.status,
+        "reason": REASONS[rec.reason][0] if 0 < rec.reason < R_COUNT else None,
+        "duration": rec.duration_us / 1e6,
+        "bytes_in": rec.bytes_in,
+        "bytes_out": rec.bytes_out,
+        "source": texts[5],
+        "upstream": texts[6] or None,
+        "identity": texts[7] or None,
+        "protocol": {0: "TCP", 10: "HTTP/1.0", 11: "HTTP/1.1", 20: "HTTP/2"}.get(rec.version, "?"),
+        "retries": rec.retries,
+        "snapshot": rec.snapshot,
+    }
+
+
+cdef class Worker:
+    """One event loop. See `fastmesh/core/io/loop.pxd`."""
+
+    cdef CWorker *w
+    cdef Area area
+    cdef Source *control
+
+    def __cinit__(self, Area area, int slot):
+        area._check(slot, 0)
+        self.area = area
+        self.w = <CWorker *>calloc(1, sizeof(CWorker))
+        self.control = <Source *>calloc(1, sizeof(Source))
+        if self.w == NULL or self.control == NULL:
+            raise MemoryError()
+        if worker_init(self.w, area.header, slot) != 0:
+            raise OSError("a worker cannot be set up: out of memory or file descriptors")
+
+    def __dealloc__(self):
+        if self.w != NULL:
+            worker_free(self.w)
+            worker_release(self.w)
+            free(self.w)
+        free(self.control)
+
+    def load(self, bytes snapshot):
+        """Take a snapshot into force: for new exchanges at once; those under way keep theirs."""
+        cdef Snapshot *s
+        cdef Snapshot *old = self.w.snapshot
+        cdef Listener *l
+        try:
+            d = json.loads(snapshot)
+            s = load_snapshot(self.w, d)
+        except (KeyError, TypeError, AttributeError, OverflowError) as e:
+            raise ValueError(f"malformed snapshot: {type(e).__name__}: {e}") from None
+        self.w.snapshot = s
+        self.w.loads += 1
+        l = self.w.listeners
+        while l != NULL:
+            # A listener that the new snapshot does not name goes on with what it has until it is stopped.
+            self._bind(l, s)
+            l = l.next
+        if old != NULL:
+            self._retire(old)
+        self.w.row.counters[K_SNAPSHOT] = s.number
+        malloc_trim(0)
+
+    cdef int _retire(self, Snapshot *old) except -1:
+        snapshot_unref(self.w, old)
+        return 0
+
+    cdef bint _bind(self, Listener *l, Snapshot *s) except -1:
+        cdef uint32_t i
+        for i in range(s.nlisteners):
+            if strlen(l.name) == s.listeners[i].name.len and l.name == s.listeners[i].name.ptr[:s.listeners[i].name.len]:
+                snapshot_ref(s)
+                if l.snapshot != NULL:
+                    snapshot_unref(self.w, l.snapshot)
+                l.snapshot = s
+                l.conf = &s.listeners[i]
+                return True
+        return False
+
+    def listen(self, str name, int fd):
+        """Accept on `fd` for the listener `name` of the snapshot. The descriptor is duplicated."""
+        cdef Listener *l
+        cdef int one = 1
+        cdef bytes raw = name.encode()
+        if self.w.snapshot == NULL:
+            raise ValueError("no snapshot is loaded")
+        l = <Listener *>calloc(1, sizeof(Listener))
+        if l == NULL:
+            raise MemoryError()
+        if <size_t>len(raw) >= sizeof(l.name):
+            free(l)
+            raise ValueError("a listener's name is too long")
+        memcpy(l.name, <char *>raw, len(raw))
+        if not self._bind(l, self.w.snapshot):
+            free(l)
+            raise ValueError(f"the snapshot has no listener {name!r}")
+        l.src.on_event = listener_event
+        l.src.fd = os.dup(fd)
+        timer_init(&l.timer, listener_again)
+        # Accepted sockets inherit these. Unix sockets refuse the first, which does not matter.
+        setsockopt(l.src.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(int))
+        setsockopt(l.src.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(int))
+        if not listener_watch(self.w, l):
+            os.close(l.src.fd)
+            snapshot_unref(self.w, l.snapshot)
+            free(l)
+            raise OSError(f"listener {name!r}: the descriptor cannot be watched")
+        l.next = self.w.listeners
+        self.w.listeners = l
+
+    def run(self, int control_fd):
+        """Turn until `control_fd` is readable (RUN_CONTROL) or a drain has ended (RUN_DRAINED)."""
+        cdef CWorker *w = self.w
+        cdef epoll_event ev
+        cdef int r
+        if w.control_fd >= 0 and w.control_fd != control_fd:
+            epoll_ctl(w.ep, EPOLL_CTL_DEL, w.control_fd, NULL)
+        self.control.on_event = control_event
+        self.control.fd = control_fd
+        ev.events = EPOLLIN
+        ev.data.ptr = self.control
+        # A number may have been closed and given out anew since: then it is not registered.
+        if (epoll_ctl(w.ep, EPOLL_CTL_MOD, control_fd, &ev) != 0
+                and epoll_ctl(w.ep, EPOLL_CTL_ADD, control_fd, &ev) != 0):
+            raise OSError("the control descriptor cannot be watched")
+        w.control_fd = control_fd
+        while True:
+            with nogil:
+                r = worker_turn(w, 1000 if w.draining else -1)
+                while r == TURN_AGAIN:
+                    r = worker_turn(w, 1000 if w.draining else -1)
+            if r == TURN_SIGNAL:
+                PyErr_CheckSignals()                # Python's handlers run now; one may raise
+                continue
+            return RUN_CONTROL if r == TURN_CONTROL else RUN_DRAINED
+
+    def drain(self, int deadline_ms):
+        """Stop accepting and let exchanges end; run() returns RUN_DRAINED then, or after `deadline_ms`."""
+        worker_clock(self.w)
+        worker_drain(self.w, deadline_ms)
+
+    def close(self):
+        """End everything. The balance counters: what is not 0 has leaked."""
+        cdef CWorker *w = self.w
+        worker_free(w)
+        return {
+            "connections": w.conns.in_use,
+            "exchanges": w.exchanges.in_use,
+            "servers": w.servers.in_use,
+            "clients": w.clients.in_use,
+            "flows": w.flows.in_use,
+            "tunnels": w.tunnels.in_use,
+            "buffers": pool_in_use(&w.pool),
+            "timers": w.wheel.armed,
+            "tls": w.tls_open,
+            "pipes": w.pipes_open,
+            "descriptors": w.fds_open,
+        }
+
+
+def set_title(str title):
+    """Make ps and top show `title` for this process: written over its arguments, cut to their length.
+
+    The area is where /proc/PID/stat says (proc(5): arg_start, arg_end).
+    """
+    cdef bytes raw = title.encode()
+    cdef char *start
+    cdef size_t room
+    with open("/proc/self/stat", "rb") as f:
+        fields = f.read().rsplit(b")", 1)[1].split()
+    start = <char *><size_t>int(fields[45])
+    room = int(fields[46]) - int(fields[45])
+    if start == NULL or room < 2:
+        return
+    raw = raw[:room - 1]
+    memset(start, 0, room)
+    memcpy(start, <char *>raw, len(raw))
+    prctl(PR_SET_NAME, <unsigned long><char *>raw, 0, 0, 0)

@@ -1,0 +1,1 @@
+"""Floor 1: buffers, slabs, lists, timers, hash tables, the reason enum."""

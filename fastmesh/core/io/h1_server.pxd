@@ -1,0 +1,599 @@
+# HTTP/1.1 towards a client: the downstream End of an exchange (RFC 9112).
+#
+# One exchange at a time; further requests that arrive meanwhile stay in the connection's receive buffer and
+# are answered in order. The H1Server owns its Conn; either ends with the other. A request that cannot be
+# read is answered and the connection closed; what the client still sends then is thrown away for a bounded
+# time, so that it can read our answer (RFC 9112 9.6).
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
+from fastmesh.core.base.intern cimport Interned
+from fastmesh.core.base.reason cimport (
+    R_BAD_TRAILER, R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
+)
+from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.connection cimport (
+    conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_queued, conn_resume,
+    conn_timeout,
+    conn_write, conn_write_body,
+)
+from fastmesh.core.io.exchange cimport (
+    answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_replay, exchange_free,
+    exchange_keep_log, exchange_open, exchange_request_data,
+    exchange_request_end, exchange_writable,
+)
+from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
+from fastmesh.core.io.state cimport (
+    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TX_HIGH, Conn, ConnOps, End, EndOps,
+    Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
+    LINGER_MS, Listener, SPLICE_MIN, Worker, X_HEAD_SENT, X_REQ_DONE, X_TUNNEL, X_UPGRADE,
+)
+from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
+from fastmesh.core.traffic.policy cimport policy_peer
+from fastmesh.core.wire.http1 cimport http1_parse_request
+from fastmesh.core.wire.http1_chunked cimport (
+    HTTP1_DATA, HTTP1_END, HTTP1_MORE, Http1Chunked, http1_chunked, http1_parse_trailers,
+)
+from fastmesh.core.wire.http1_scan cimport http1_equal
+from fastmesh.core.wire.http1_write cimport (
+    HTTP1_CHUNK_SIZE_MAX, http1_copy_fields, http1_head_bound, http1_write_chunk_size, http1_write_status_line,
+)
+from fastmesh.core.wire.message cimport (
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN,
+    MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_KEEP_ALIVE,
+    MSG_UPGRADE, M_GET, M_HEAD, Message,
+)
+
+
+cdef enum:
+    SKIP_BYTES = 65536            # most of a body that is read away to keep the connection
+    DRAIN_GRACE_MS = 200          # an idle connection stays this long after a drain has begun
+
+
+cdef inline H1Server *h1_server_open(Worker *w, Conn *c, Listener *l, Interned *identity, const char *peer,
+                                     uint8_t peer_len, uint8_t ip_len) noexcept nogil:
+    """Serve HTTP/1.1 on `c`. NULL without memory: `c` stays the caller's."""
+    cdef H1Server *h = <H1Server *>slab_get(&w.servers)
+    if h == NULL:
+        return NULL
+    memset(h, 0, sizeof(H1Server))
+    h.end.ops = &w.ops.server_end
+    h.conn = c
+    h.listener = l
+    h.identity = identity
+    h.peer_len = peer_len
+    h.ip_len = ip_len
+    memcpy(h.peer, peer, peer_len)
+    h.state = H1_HEAD
+    c.owner = h
+    c.ops = &w.ops.h1_server
+    conn_timeout(w, c, l.conf.idle_timeout_ms)
+    return h
+
+
+cdef inline void h1_server_destroy(Worker *w, H1Server *h) noexcept nogil:
+    """Close the connection and free the codec. No exchange is attached any more."""
+    if h.conn != NULL:
+        conn_close(w, h.conn)
+    h.listener.nconns -= 1
+    slab_put(&w.servers, h)
+
+
+cdef inline void _linger(Worker *w, H1Server *h) noexcept nogil:
+    """Close once the answer has left: half-close, throw away what still comes, until the client's end."""
+    cdef Conn *c = h.conn
+    conn_timeout(w, c, h.listener.conf.stream_idle_timeout_ms)    # for a client that does not take the answer
+    if c.flags & C_EOF_TOLD:
+        conn_finish(w, c)
+        return
+    h.state = H1_DISCARD
+    h.left = 0
+    c.flags |= C_LINGER
+    conn_end_output(w, c)
+    conn_resume(w, c)
+
+
+cdef inline void _refuse(Worker *w, H1Server *h, int reason) noexcept nogil:
+    """What the client sent is no request: say so and close."""
+    cdef Exchange *x = exchange_open(w, NULL, h.listener, h.identity, h.peer, h.peer_len, h.ip_len)
+    if x != NULL:                               # for the counters and the access log
+        x.reason = <uint16_t>reason
+        x.status = w.reasons[reason].status
+        x.version = 11
+        exchange_keep_log(w, x, NULL)
+        exchange_free(w, x)
+    h.state = H1_HEAD
+    h.keep_alive = 0
+    h.head_only = 0
+    h.http10 = 0
+    answer(w, &h.end, reason, NULL, 0, M_GET)
+    _linger(w, h)
+
+
+# ---------------------------------------------------------------- input
+
+cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    cdef H1Server *h = <H1Server *>c.owner
+    cdef Exchange *x
+    cdef size_t used = 0
+    cdef size_t k
+    cdef size_t got
+    cdef const char *data
+    cdef int r
+    while True:
+        if h.state == H1_HEAD:
+            if used == n:
+                return n
+            if c.flags & C_TX_HIGH:             # it does not read its answers: no more requests until it does
+                conn_pause(c)
+                return used
+            r = http1_parse_request(p + used, n - used, &h.scan, &w.msg)
+            if r <= 0:
+                if r == 0:
+                    if c.idle_ms:               # its first bytes: the clock of the whole head starts
+                        conn_deadline(w, c, h.listener.conf.header_timeout_ms)
+                    return used
+                _refuse(w, h, -r)
+                return n
+            h.scan = 0
+            used += r
+            if not _begin(w, h):
+                return n
+        elif h.state == H1_BODY:
+            if used == n:
+                return n
+            x = h.end.ex
+            if x == NULL:
+                used += _skip(w, h, p + used, n - used)
+                if c.flags & C_DEAD:
+                    return n
+                if h.state == H1_BODY or h.state == H1_TRAILERS:
+                    return used
+                continue
+            if h.framing == FRAMING_LENGTH:
+                k = n - used
+                if k > h.left:
+                    k = <size_t>h.left
+                h.left -= k
+                r = exchange_request_data(w, x, p + used, k)
+                used += k
+                if c.flags & C_DEAD:
+                    return n
+                if h.end.ex != x:
+                    continue
+                if h.left == 0:
+                    c.flags &= ~<uint32_t>C_BULK
+                    h.state = H1_DONE
+                    exchange_request_end(w, x, NULL)
+                elif r > 0:
+                    conn_pause(c)
+                    return used
+                elif used == n:
+                    _splice(w, h, x)
+                    return n
+            else:
+                r = http1_chunked(&h.chunked, p + used, n - used, &k, &data, &got)
+                used += k
+                if r == HTTP1_DATA:
+                    r = exchange_request_data(w, x, data, got)
+                    if c.flags & C_DEAD:
+                        return n
+                    if h.end.ex != x:
+                        continue
+                    if r > 0:
+                        conn_pause(c)
+                        return used
+                elif r == HTTP1_END:
+                    h.state = H1_TRAILERS
+                    h.scan = 0
+                elif r < 0:
+                    h.keep_alive = 0
+                    exchange_downstream_failed(w, x, -r)
+                    return n
+                else:
+                    return used
+            if c.flags & C_DEAD:
+                return n
+        elif h.state == H1_TRAILERS:
+            if used == n:
+                return n
+            x = h.end.ex
+            if x == NULL:
+                used += _skip(w, h, p + used, n - used)
+                if c.flags & C_DEAD:
+                    return n
+                if h.state == H1_TRAILERS:
+                    return used
+                continue
+            r = http1_parse_trailers(p + used, n - used, &h.scan, &w.msg)
+            if r == 0:
+                return used
+            if r < 0:
+                h.keep_alive = 0
+                exchange_downstream_failed(w, x, -r)
+                return n
+            used += r
+            h.scan = 0
+            c.flags &= ~<uint32_t>C_BULK
+            h.state = H1_DONE
+            exchange_request_end(w, x, &w.msg if w.msg.nfields else NULL)
+            if c.flags & C_DEAD:
+                return n
+        elif h.state == H1_DONE:
+            if used < n:
+                conn_pause(c)                   # the next request waits for this one's answer
+            return used
+        else:                                   # H1_DISCARD
+            h.left += n - used
+            if h.left > LINGER_BYTES:
+                c.flags |= C_CUT
+                h1_server_destroy(w, h)
+            return n
+
+
+cdef inline size_t _skip(Worker *w, H1Server *h, const char *p, size_t n) noexcept nogil:
+    """Read away what is left of the body of a request that has been answered. How many bytes were taken."""
+    cdef size_t used = 0
+    cdef size_t k
+    cdef size_t got
+    cdef const char *data
+    cdef int r
+    if h.framing == FRAMING_LENGTH:
+        used = n if n < h.left else <size_t>h.left
+        h.left -= used
+        if h.left > 0:
+            return used
+    else:
+        while h.state == H1_BODY:
+            r = http1_chunked(&h.chunked, p + used, n - used, &k, &data, &got)
+            used += k
+            h.left += got if r == HTTP1_DATA else 0
+            if r < 0 or h.left > SKIP_BYTES:
+                _linger(w, h)
+                return n
+            if r == HTTP1_MORE:
+                return used
+            if r == HTTP1_END:
+                h.state = H1_TRAILERS
+                h.scan = 0
+        r = http1_parse_trailers(p + used, n - used, &h.scan, &w.msg)
+        if r < 0:
+            _linger(w, h)
+            return n
+        if r == 0:
+            return used
+        used += r
+    h.scan = 0
+    h.state = H1_HEAD
+    h.conn.flags &= ~<uint32_t>C_BULK
+    conn_timeout(w, h.conn, h.listener.conf.idle_timeout_ms)
+    return used
+
+
+cdef inline bint _offers_http(const Message *m) noexcept nogil:
+    """Is another kind of HTTP, or TLS with HTTP in it, among the protocols of an Upgrade field?"""
+    cdef const char *p = m.base + m.upgrade.at
+    cdef const char *end = p + m.upgrade.len
+    cdef size_t n
+    while p < end:
+        n = 0
+        while p + n < end and p[n] != c"," and p[n] != c"/" and p[n] != c" " and p[n] != c"\t":
+            n += 1
+        if (n == 3 and (http1_equal(p, b"h2c", 3) or http1_equal(p, b"tls", 3))
+                or n == 2 and http1_equal(p, b"h2", 2) or n == 4 and http1_equal(p, b"http", 4)):
+            return True
+        p += n
+        while p < end and p[0] != c",":
+            p += 1
+        while p < end and (p[0] == c"," or p[0] == c" " or p[0] == c"\t"):
+            p += 1
+    return False
+
+
+cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
+    """A whole head is in w.msg: start its exchange. False: the connection is gone."""
+    cdef Conn *c = h.conn
+    cdef Message *m = &w.msg
+    cdef Exchange *x
+    cdef Listener *l = h.listener
+    h.framing = m.framing
+    h.head_only = m.method == M_HEAD
+    h.http10 = 1 if m.flags & MSG_HTTP10 else 0
+    h.expects = 1 if m.flags & MSG_EXPECT_CONTINUE else 0
+    h.keep_alive = 1 if m.flags & MSG_KEEP_ALIVE and not w.draining else 0
+    h.out_framing = FRAMING_NONE
+    if fm_unlikely(m.flags & MSG_UPGRADE) and _offers_http(m):
+        # Requests inside a tunnel would pass no rule and no route. The offer ends here (RFC 9110 7.8).
+        m.flags &= ~<uint8_t>MSG_UPGRADE
+    if fm_unlikely(h.rules_of != l.conf or h.rules_at != w.loads):
+        h.rules_of = l.conf
+        h.rules_at = w.loads
+        h.rules = policy_peer(l.conf, h.identity.text, h.identity.len) if h.identity != NULL else 0
+    if m.framing == FRAMING_NONE or (m.framing == FRAMING_LENGTH and m.length == 0):
+        h.state = H1_DONE
+    else:
+        h.state = H1_BODY
+        h.left = m.length
+        memset(&h.chunked, 0, sizeof(Http1Chunked))
+        if m.framing == FRAMING_CHUNKED or m.length >= INPUT_SCRATCH:
+            c.flags |= C_BULK
+    conn_timeout(w, c, l.conf.stream_idle_timeout_ms)
+    x = exchange_open(w, &h.end, l, h.identity, h.peer, h.peer_len, h.ip_len)
+    if fm_unlikely(x == NULL):
+        c.flags |= C_CUT
+        h1_server_destroy(w, h)
+        return False
+    x.secure = 1 if c.flags & C_TLS else 0
+    exchange_begin(w, x, m, h.rules)
+    if c.flags & C_DEAD:
+        return False
+    if h.end.ex == x and h.state == H1_DONE:
+        exchange_request_end(w, x, NULL)
+    return not c.flags & C_DEAD
+
+
+cdef inline void _spliced(Worker *w, Flow *f, int reason) noexcept nogil:
+    """A long request body has been moved, or its client has gone."""
+    cdef H1Server *h = <H1Server *>f.owner
+    cdef Conn *c = h.conn
+    cdef Exchange *x = h.end.ex
+    x.bytes_in += f.moved
+    h.left = f.left
+    flow_free(w, f)
+    if h.left > 0:
+        exchange_downstream_failed(w, x, R_DOWNSTREAM_CLOSED)
+        return
+    c.flags &= ~<uint32_t>C_BULK
+    h.state = H1_DONE
+    exchange_request_end(w, x, NULL)
+    if not c.flags & C_DEAD:
+        conn_resume_input(w, c)
+
+
+cdef inline void conn_resume_input(Worker *w, Conn *c) noexcept nogil:
+    """Look at the socket again after a flow has ended on it."""
+    conn_pause(c)
+    conn_resume(w, c)
+
+
+cdef inline void _splice(Worker *w, H1Server *h, Exchange *x) noexcept nogil:
+    """Let the kernel move the rest of a long body where both sides are plaintext."""
+    cdef Conn *up
+    if h.left < SPLICE_MIN or x.up == NULL or h.conn.flags & C_TLS:
+        return
+    up = x.up.ops.raw(w, x.up)
+    if flow_possible(h.conn, up):
+        if flow_open(w, h.conn, up, h.left, h, _spliced) != NULL:
+            exchange_drop_replay(w, x)          # nobody sees what goes now
+            h.left = LENGTH_UNKNOWN             # until it ends only the flow knows
+
+
+cdef inline void h1_server_eof(Worker *w, Conn *c) noexcept nogil:
+    cdef H1Server *h = <H1Server *>c.owner
+    if h.end.ex != NULL and (h.state == H1_BODY or h.state == H1_TRAILERS):
+        exchange_downstream_failed(w, h.end.ex, R_DOWNSTREAM_CLOSED)
+    elif h.state == H1_DONE:
+        h.keep_alive = 0                        # it has shut its side and waits for the answer
+    elif c.tx.bytes + c.wire.bytes == 0:
+        h1_server_destroy(w, h)
+    else:
+        conn_finish(w, c)                       # it still waits for answers
+
+
+cdef inline void h1_server_error(Worker *w, Conn *c, int reason) noexcept nogil:
+    cdef H1Server *h = <H1Server *>c.owner
+    cdef Exchange *x = h.end.ex
+    if x != NULL:
+        exchange_cut(w, x, reason)              # the End is aborted, which destroys h
+    else:
+        if reason and h.state != H1_DISCARD and (c.rx != NULL or h.state != H1_HEAD):
+            w.row.reasons[reason] += 1
+        h1_server_destroy(w, h)
+
+
+cdef inline void h1_server_drained(Worker *w, Conn *c) noexcept nogil:
+    cdef H1Server *h = <H1Server *>c.owner
+    if h.end.ex != NULL:
+        exchange_writable(w, h.end.ex, True)
+    else:
+        conn_resume(w, c)                       # the next request, or what is read away
+
+
+cdef inline void h1_server_timer(Worker *w, Conn *c) noexcept nogil:
+    cdef H1Server *h = <H1Server *>c.owner
+    if h.state == H1_HEAD:
+        if c.rx != NULL and not c.flags & C_PAUSED:
+            _refuse(w, h, R_HEADER_TIMEOUT)
+        else:
+            h1_server_destroy(w, h)
+    elif h.state == H1_DISCARD or h.end.ex == NULL:
+        h1_server_destroy(w, h)
+    elif c.tx.bytes + c.wire.bytes > 0 or c.flow_out != NULL and c.flow_out.held > 0:
+        exchange_cut(w, h.end.ex, R_STREAM_TIMEOUT)  # it does not read what it asked for
+    elif h.state == H1_DONE or c.flags & C_PAUSED or c.flow_in != NULL and c.flow_in.held > 0:
+        conn_timeout(w, c, h.listener.conf.stream_idle_timeout_ms)   # the endpoint's turn: its own clock runs
+    else:
+        h.keep_alive = 0
+        exchange_downstream_failed(w, h.end.ex, R_BODY_TIMEOUT)
+
+
+cdef inline void h1_server_ready(Worker *w, Conn *c) noexcept nogil:
+    pass                                        # never: a server's connection is ready before it has a codec
+
+
+# ---------------------------------------------------------------- the End
+
+cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    cdef Conn *c = h.conn
+    cdef size_t n
+    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 128 + m.upgrade.len))
+    if fm_unlikely(p == NULL):
+        return -R_NO_MEMORY
+    n = http1_write_status_line(p, m)
+    n += http1_copy_fields(p + n, m)
+    if m.status == 101:
+        memcpy(p + n, b"connection: upgrade\r\nupgrade: ", 30)
+        n += 30
+        memcpy(p + n, m.base + m.upgrade.at, m.upgrade.len)
+        n += m.upgrade.len
+        memcpy(p + n, b"\r\n", 2)
+        n += 2
+    elif m.status >= 200:
+        h.out_framing = m.framing
+        if m.framing == FRAMING_CHUNKED or m.framing == FRAMING_CLOSE:
+            if h.http10:
+                h.out_framing = FRAMING_CLOSE
+                h.keep_alive = 0
+            else:
+                h.out_framing = FRAMING_CHUNKED
+                memcpy(p + n, b"transfer-encoding: chunked\r\n", 28)
+                n += 28
+        if w.draining or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m):
+            h.keep_alive = 0
+        if m != &w.answer and h.listener.conf.via:
+            memcpy(p + n, b"via: 1.0 fastmesh\r\n" if m.flags & MSG_HTTP10 else b"via: 1.1 fastmesh\r\n", 19)
+            n += 19
+        if not h.keep_alive:
+            memcpy(p + n, b"connection: close\r\n", 19)
+            n += 19
+        elif h.http10:
+            memcpy(p + n, b"connection: keep-alive\r\n", 24)
+            n += 24
+    memcpy(p + n, b"\r\n", 2)
+    queue_commit(&c.tx, n + 2)
+    return conn_queued(w, c)
+
+
+cdef inline bint _rest_is_worth_it(Worker *w, H1Server *h, Message *m) noexcept nogil:
+    """A final answer goes out while the request's body still comes: can the connection serve another?
+
+    Not if the endpoint will not read on, if the client may keep the body to itself (RFC 9110 10.1.1), or,
+    with our own answer, if reading the rest away costs more than a new connection.
+    """
+    if not m.flags & MSG_KEEP_ALIVE or h.expects:
+        return False
+    return m != &w.answer or h.framing == FRAMING_CHUNKED or h.left <= SKIP_BYTES
+
+
+cdef inline int chunk(Worker *w, Conn *c, const char *data, size_t n) noexcept nogil:
+    """Queue one chunk (RFC 9112 7.1)."""
+    cdef char *p = queue_reserve(&w.pool, &c.tx, HTTP1_CHUNK_SIZE_MAX)
+    cdef int r
+    if p == NULL:
+        return -R_NO_MEMORY
+    queue_commit(&c.tx, http1_write_chunk_size(p, n))
+    r = conn_write_body(w, c, data, n)
+    if r < 0:
+        return r
+    return conn_write(w, c, b"\r\n", 2)
+
+
+cdef inline int last_chunk(Worker *w, Conn *c, Message *trailers) noexcept nogil:
+    """Queue the last chunk with its trailer section."""
+    cdef char *p
+    cdef size_t n
+    if trailers == NULL:
+        return conn_write(w, c, b"0\r\n\r\n", 5)
+    p = queue_reserve(&w.pool, &c.tx, trailers.head_len + 8)
+    if p == NULL:
+        return -R_NO_MEMORY
+    memcpy(p, b"0\r\n", 3)
+    n = 3 + http1_copy_fields(p + 3, trailers)
+    memcpy(p + n, b"\r\n", 2)
+    queue_commit(&c.tx, n + 2)
+    conn_dirty(w, c)
+    return 0
+
+
+cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    if n == 0 or h.head_only or h.out_framing == FRAMING_NONE:
+        return 0
+    if h.out_framing == FRAMING_CHUNKED:
+        return chunk(w, h.conn, p, n)
+    return conn_write_body(w, h.conn, p, n)
+
+
+cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    cdef int r
+    if h.out_framing == FRAMING_CHUNKED and not h.head_only:
+        r = last_chunk(w, h.conn, trailers)
+        if r < 0:
+            return r
+    # A final answer instead of 100: the client keeps the body to itself (RFC 9110 10.1.1), and waits for the
+    # close that the answer has told of.
+    return 1 if h.expects and h.state == H1_BODY and e.ex.bytes_in == 0 else 0
+
+
+cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    cdef Conn *c = h.conn
+    if c.flow_in != NULL:
+        h.left = c.flow_in.left
+        flow_free(w, c.flow_in)
+    if not h.keep_alive or (h.state != H1_DONE and h.framing == FRAMING_LENGTH and h.left > SKIP_BYTES):
+        c.flags &= ~<uint32_t>C_BULK
+        _linger(w, h)
+        return
+    if h.state == H1_DONE:
+        h.state = H1_HEAD
+        conn_timeout(w, c, h.listener.conf.idle_timeout_ms)
+    elif h.framing == FRAMING_CHUNKED:
+        h.left = 0                              # counts what is read away
+    if not c.flags & C_TX_HIGH:
+        conn_resume(w, c)
+
+
+cdef inline void _end_abort(Worker *w, End *e, int reason) noexcept nogil:
+    """The response is not whole: a reset tells the client so even where its framing would not."""
+    cdef H1Server *h = <H1Server *>e
+    h.conn.flags |= C_CUT
+    h1_server_destroy(w, h)
+
+
+cdef inline void _end_resume(Worker *w, End *e) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    if h.state == H1_BODY:
+        conn_resume(w, h.conn)
+
+
+cdef inline Conn *_end_raw(Worker *w, End *e) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    return h.conn if h.out_framing == FRAMING_LENGTH and not h.head_only else NULL
+
+
+cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
+    cdef H1Server *h = <H1Server *>e
+    cdef Conn *c = h.conn
+    c.owner = NULL
+    c.ops = NULL
+    slab_put(&w.servers, h)
+    return c
+
+
+cdef inline void h1_server_init(ConnOps *ops, EndOps *end) noexcept nogil:
+    ops.on_input = h1_server_input
+    ops.on_eof = h1_server_eof
+    ops.on_drained = h1_server_drained
+    ops.on_error = h1_server_error
+    ops.on_ready = h1_server_ready
+    ops.on_timer = h1_server_timer
+    end.head = _end_head
+    end.data = _end_data
+    end.finish = _end_finish
+    end.release = _end_release
+    end.abort = _end_abort
+    end.resume = _end_resume
+    end.raw = _end_raw
+    end.detach = _end_detach
+
+
+cdef inline void h1_server_drain(Worker *w, H1Server *h) noexcept nogil:
+    """The worker drains: an idle connection closes, a busy one after its exchange."""
+    h.keep_alive = 0
+    if h.state == H1_HEAD and h.end.ex == NULL and h.conn.rx == NULL:
+        conn_deadline(w, h.conn, DRAIN_GRACE_MS)   # a request may be on its way: it is served

@@ -1,0 +1,288 @@
+# Listening sockets: accepting, the TLS handshake and the choice of the protocol, until a codec owns the Conn.
+#
+# A Listener does not own its descriptor (the supervisor keeps it open over our death). An accepted
+# connection belongs to the listener (ops.accepted) while it shakes hands or while its first bytes are awaited
+# (`protocol: auto`: HTTP/1 is told from everything else within DETECT_MS or DETECT_BYTES, after which it is
+# opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's.
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcmp, memcpy, strlen
+
+from fastmesh.core.base.intern cimport Interned, intern
+from fastmesh.core.base.reason cimport (
+    R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_PROTOCOL_UNKNOWN,
+    R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_TIMEOUT,
+)
+from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
+from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_open, conn_timeout
+from fastmesh.core.io.h1_server cimport h1_server_open
+from fastmesh.core.io.state cimport (
+    C_CUT, C_DEAD, C_EARLY, C_HANDSHAKE, C_READABLE, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Listener, PEER_TEXT, Source, Worker,
+)
+from fastmesh.core.io.tunnel cimport tunnel_accept
+from fastmesh.core.sys.openssl cimport SSL_CTX
+from fastmesh.core.sys.posix cimport (
+    AF_INET, AF_INET6, EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, c_close, epoll_ctl, epoll_event, errno, getpeername,
+    inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+)
+from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
+from fastmesh.core.traffic.snapshot cimport (
+    ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
+)
+from fastmesh.core.wire.tls cimport tls_open, tls_peer_id
+
+cdef enum:
+    ACCEPT_BATCH = 64
+    ACCEPT_PAUSE_MS = 100         # out of descriptors
+    DETECT_MS = 100
+    DETECT_BYTES = 64
+    INBOUND_HANDSHAKE_MS = 5000
+
+
+cdef inline void _peer_text(const sockaddr_storage *a, char *text, uint8_t *n, uint8_t *ip_len) noexcept nogil:
+    """ "192.0.2.1:443" or "[2001:db8::1]:443"; empty for unix sockets. An IPv4 address mapped into IPv6 is
+    shown as what it is."""
+    cdef char ip[64]
+    cdef const sockaddr_in *v4 = <const sockaddr_in *>a
+    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>a
+    cdef int k = 0
+    ip_len[0] = 0
+    if a.ss_family == AF_INET:
+        inet_ntop(AF_INET, &v4.sin_addr, ip, sizeof(ip))
+        k = snprintf(text, PEER_TEXT, b"%s:%u", ip, <unsigned int>ntohs(v4.sin_port))
+        ip_len[0] = <uint8_t>strlen(ip)
+    elif a.ss_family == AF_INET6:
+        inet_ntop(AF_INET6, &v6.sin6_addr, ip, sizeof(ip))
+        if memcmp(ip, b"::ffff:", 7) == 0 and ip[7] != 0:
+            k = snprintf(text, PEER_TEXT, b"%s:%u", ip + 7, <unsigned int>ntohs(v6.sin6_port))
+            ip_len[0] = <uint8_t>(strlen(ip) - 7)
+        else:
+            k = snprintf(text, PEER_TEXT, b"[%s]:%u", ip, <unsigned int>ntohs(v6.sin6_port))
+            ip_len[0] = <uint8_t>(strlen(ip) + 2)
+    n[0] = <uint8_t>k
+
+
+cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
+    """Close a connection that has no codec yet."""
+    cdef Listener *l = <Listener *>c.owner
+    # a peer that goes before it has said anything is no event
+    if reason and reason != R_DOWNSTREAM_CLOSED and reason != R_IDLE_TIMEOUT:
+        w.row.reasons[reason] += 1
+    l.nconns -= 1
+    conn_close(w, c)
+
+
+cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
+    """The protocol is known: give the connection to its codec."""
+    cdef Listener *l = <Listener *>c.owner
+    cdef sockaddr_storage address
+    cdef socklen_t size = sizeof(sockaddr_storage)
+    cdef char peer[56]
+    cdef uint8_t peer_len = 0
+    cdef uint8_t ip_len = 0
+    cdef char id[2304]
+    cdef size_t n
+    cdef Interned *identity = NULL
+    if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
+        _close(w, c, R_DOWNSTREAM_CLOSED)
+        return
+    _peer_text(&address, peer, &peer_len, &ip_len)
+    if c.flags & C_TLS:
+        n = tls_peer_id(&c.tls, id, sizeof(id))
+        if n > 0:
+            identity = intern(&w.identities, id, <uint32_t>n)
+        if identity == NULL:
+            _close(w, c, R_TLS_IDENTITY)
+            return
+    if http:
+        if h1_server_open(w, c, l, identity, peer, peer_len, ip_len) == NULL:
+            _close(w, c, R_NO_MEMORY)
+    else:
+        tunnel_accept(w, c, l, identity, peer, peer_len, ip_len)
+
+
+cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
+    """Plaintext, or TLS with its handshake done."""
+    cdef Listener *l = <Listener *>c.owner
+    if l.conf.protocol == PROTO_AUTO:
+        conn_deadline(w, c, DETECT_MS)
+    else:
+        _adopt(w, c, l.conf.protocol == PROTO_HTTP)
+
+
+cdef inline int detect(const char *p, size_t n) noexcept nogil:
+    """1: the bytes begin an HTTP/1 request; 0: cannot be told yet; -1: they do not.
+
+    A request line is a method in capital letters, a space, a target ("/...", "*", "http://...", or anything
+    with CONNECT), and, as far as the line is there, " HTTP/1.x" at its end (RFC 9112 3).
+    """
+    cdef size_t i = 0
+    cdef size_t end
+    while i < n and (65 <= <unsigned char>p[i] <= 90 or p[i] == c"-" and i > 0):
+        i += 1
+        if i > 32:
+            return -1
+    if i == n:
+        return 0
+    if i == 0 or p[i] != c" ":
+        return -1
+    end = i
+    i += 1
+    while end < n and p[end] != c"\n":
+        end += 1
+    if end < n:
+        if end < i + 10 or p[end - 1] != c"\r" or memcmp(p + end - 10, b" HTTP/1.", 8) != 0:
+            return -1
+    if i == n:
+        return 0
+    if p[i] == c"/" or p[i] == c"*" or i == 8 and memcmp(p, b"CONNECT", 7) == 0:
+        return -1 if i == 4 and memcmp(p, b"PRI", 3) == 0 else 1     # HTTP/2's preface (RFC 9113 3.4)
+    if n - i < 8:
+        return 0 if n - i < 4 or (p[i] | 0x20) == c"h" else -1
+    return 1 if (p[i] | 0x20) == c"h" and (p[i + 1] | 0x20) == c"t" and (p[i + 2] | 0x20) == c"t" and (
+        p[i + 3] | 0x20) == c"p" and (p[i + 4] == c":" or (p[i + 4] | 0x20) == c"s" and p[i + 5] == c":") else -1
+
+
+cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    """First bytes of a connection with `protocol: auto`. Takes none: the codec is offered them."""
+    cdef Listener *l = <Listener *>c.owner
+    cdef int found
+    if l.conf.protocol != PROTO_AUTO:
+        return 0
+    found = detect(p, n)
+    if found == 0 and n < DETECT_BYTES:
+        return 0
+    _adopt(w, c, found == 1)
+    return n if c.flags & C_DEAD else 0
+
+
+cdef inline void _eof(Worker *w, Conn *c) noexcept nogil:
+    cdef Listener *l = <Listener *>c.owner
+    _close(w, c, R_DOWNSTREAM_CLOSED)
+
+
+cdef inline void _error(Worker *w, Conn *c, int reason) noexcept nogil:
+    _close(w, c, reason)
+
+
+cdef inline void _drained(Worker *w, Conn *c) noexcept nogil:
+    pass
+
+
+cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
+    cdef Listener *l = <Listener *>c.owner
+    if c.flags & C_HANDSHAKE:
+        _close(w, c, R_TLS_TIMEOUT)
+    elif c.flags & C_SNIFF_TLS:
+        _close(w, c, R_IDLE_TIMEOUT)
+    else:
+        # Nothing, or too little, came in time: opaque, perhaps a protocol in which the server speaks first.
+        w.row.counters[K_DETECT_TIMEOUTS] += 1
+        _adopt(w, c, False)
+
+
+cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
+    """Shake hands as the server."""
+    if w.snapshot.server_ctx == NULL or tls_open(
+            &w.tls, &c.tls, <SSL_CTX *>w.snapshot.server_ctx, True, NULL, 0, NULL) != 0:
+        _close(w, c, R_TLS_HANDSHAKE)
+        return
+    w.tls_open += 1
+    c.flags |= C_TLS | C_HANDSHAKE
+    conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
+
+
+cdef inline void _accepted(Worker *w, Listener *l, int fd) noexcept nogil:
+    """A new connection."""
+    cdef Conn *c
+    cdef uint32_t limit = l.conf.max_connections
+    if limit and l.nconns >= limit:
+        w.row.counters[K_DOWNSTREAM_REFUSED] += 1
+        w.row.reasons[R_OVERLOADED] += 1
+        c_close(fd)
+        return
+    c = conn_open(w, fd, 0)
+    if c == NULL:
+        w.row.counters[K_DOWNSTREAM_REFUSED] += 1
+        w.row.reasons[R_NO_MEMORY] += 1
+        c_close(fd)
+        return
+    w.row.counters[K_DOWNSTREAM_CONNECTIONS] += 1
+    l.nconns += 1
+    c.owner = l
+    c.ops = &w.ops.accepted
+    if l.conf.tls == TLS_MESH:
+        start_tls(w, c)
+    elif l.conf.tls == TLS_PERMISSIVE:
+        c.flags |= C_SNIFF_TLS
+        conn_deadline(w, c, l.conf.idle_timeout_ms)
+    else:
+        _ready(w, c)
+
+
+cdef inline void listener_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
+    """Accept what waits, a bounded number a turn; the rest is reported again (level-triggered)."""
+    cdef Listener *l = <Listener *>s
+    cdef int i
+    cdef int fd
+    for i in range(ACCEPT_BATCH):
+        fd = accept4(l.src.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            if errno == EINTR or errno == ECONNABORTED:
+                continue
+            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+                # The connection stays in the queue; asking again at once would only burn the CPU.
+                w.row.reasons[R_OVERLOADED] += 1
+                epoll_ctl(w.ep, EPOLL_CTL_DEL, l.src.fd, NULL)
+                l.paused = True
+                timer_start(&w.wheel, &l.timer, w.now_ms + ACCEPT_PAUSE_MS)
+            return
+        _accepted(w, l, fd)
+
+
+cdef inline bint listener_watch(Worker *w, Listener *l) noexcept nogil:
+    cdef epoll_event ev
+    ev.events = EPOLLIN
+    ev.data.ptr = l
+    l.paused = False
+    return epoll_ctl(w.ep, EPOLL_CTL_ADD, l.src.fd, &ev) == 0
+
+
+cdef inline void listener_again(void *worker, Timer *t) noexcept nogil:
+    cdef Listener *l = <Listener *>(<char *>t - <size_t>&(<Listener *>NULL).timer)
+    if l.src.fd >= 0:
+        listener_watch(<Worker *>worker, l)
+
+
+cdef inline void listener_stop(Worker *w, Listener *l) noexcept nogil:
+    """No more connections from here: those that wait in the queue are taken first."""
+    cdef uint64_t before
+    if l.src.fd < 0:
+        return
+    before = ~<uint64_t>0
+    while before != w.row.counters[K_DOWNSTREAM_CONNECTIONS]:
+        before = w.row.counters[K_DOWNSTREAM_CONNECTIONS]
+        listener_event(w, &l.src, 0)
+    listener_close(w, l)
+
+
+cdef inline void listener_close(Worker *w, Listener *l) noexcept nogil:
+    """No more connections from here: what waits in the queue is left to whoever else has the socket."""
+    if l.src.fd < 0:
+        return
+    if not l.paused:
+        epoll_ctl(w.ep, EPOLL_CTL_DEL, l.src.fd, NULL)
+    timer_stop(&w.wheel, &l.timer)
+    c_close(l.src.fd)
+    l.src.fd = -1
+
+
+cdef inline void listener_init(ConnOps *ops) noexcept nogil:
+    ops.on_input = _input
+    ops.on_eof = _eof
+    ops.on_drained = _drained
+    ops.on_error = _error
+    ops.on_ready = _ready
+    ops.on_timer = _timer

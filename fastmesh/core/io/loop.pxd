@@ -1,0 +1,247 @@
+# The loop: a worker's life, one turn after another.
+#
+# A turn: wait, let everything that is ready read and be worked through, flush what was queued, fire timers,
+# flush again, bury the dead. Nothing in it blocks but the wait.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from fastmesh.core.base.buffer cimport pool_free, pool_in_use, pool_init
+from fastmesh.core.base.intern cimport intern_free
+from fastmesh.core.base.list cimport Node, list_empty, list_init, list_remove
+from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
+from fastmesh.core.base.slab cimport slab_free, slab_init
+from fastmesh.core.base.timer cimport timer_init, wheel_advance, wheel_init, wheel_wait
+from fastmesh.core.io.connection cimport (
+    conn_bury, conn_close, conn_flush_all, conn_input, conn_of_all, conn_ready_all,
+)
+from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
+from fastmesh.core.io.flow cimport flow_free, flow_pump
+from fastmesh.core.io.h1_client cimport h1_client_init
+from fastmesh.core.io.h1_server cimport h1_server_destroy, h1_server_drain, h1_server_init
+from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, start_tls
+from fastmesh.core.io.snapshot_ref cimport snapshot_unref
+from fastmesh.core.io.state cimport (
+    C_DEAD, C_PAUSED, C_READABLE, Conn, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener, Source, Tunnel,
+    TURN_EVENTS, Upstream, WIRE_SCRATCH, Worker,
+)
+from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
+from fastmesh.core.io.upstream cimport dial, hand_over, upstream_connected, upstream_drain, upstream_drop
+from fastmesh.core.sys.posix cimport (
+    CLOCK_MONOTONIC, CLOCK_REALTIME, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait,
+    errno, timespec,
+)
+from fastmesh.core.traffic.counters cimport (
+    AreaHeader, G_BUFFERS, G_COUNT, S_ACTIVE, area_ring, area_service, area_worker,
+)
+from fastmesh.core.wire.tls cimport tls_engine_free, tls_engine_init
+
+cdef enum:
+    TURN_AGAIN = 0
+    TURN_CONTROL = 1              # the control descriptor is readable
+    TURN_DRAINED = 2              # a drain has ended
+    TURN_SIGNAL = 3               # a signal interrupted the wait
+
+    POOL_BYTES = 4294967296       # most buffer memory of one size class of one worker
+    MAX_OBJECTS = 4194304
+
+
+cdef inline void worker_clock(Worker *w) noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    w.now_us = <uint64_t>t.tv_sec * 1000000 + <uint64_t>t.tv_nsec // 1000
+    w.now_ms = w.now_us // 1000
+
+
+cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept nogil:
+    """0, or -1: out of memory or descriptors (worker_free cleans up)."""
+    cdef timespec t
+    memset(w, 0, sizeof(Worker))
+    w.ep = -1
+    w.control_fd = -1
+    w.slot = slot
+    w.area = area
+    w.row = area_worker(area, slot)
+    w.ring = area_ring(area, slot)
+    memset(w.row.counters, 0, G_COUNT * sizeof(uint64_t))
+    worker_clock(w)
+    clock_gettime(CLOCK_REALTIME, &t)
+    w.wall_us = <uint64_t>t.tv_sec * 1000000 + <uint64_t>t.tv_nsec // 1000 - w.now_us
+    w.log_random = w.now_us * 2 + 1
+    pool_init(&w.pool, POOL_BYTES)
+    slab_init(&w.conns, sizeof(Conn), 65536, MAX_OBJECTS)
+    slab_init(&w.exchanges, sizeof(Exchange), 32768, MAX_OBJECTS)
+    slab_init(&w.servers, sizeof(H1Server), 65536, MAX_OBJECTS)
+    slab_init(&w.clients, sizeof(H1Client), 32768, MAX_OBJECTS)
+    slab_init(&w.flows, sizeof(Flow), 16384, MAX_OBJECTS)
+    slab_init(&w.tunnels, sizeof(Tunnel), 16384, MAX_OBJECTS)
+    wheel_init(&w.wheel, w.now_ms)
+    list_init(&w.ready)
+    list_init(&w.downs)
+    list_init(&w.ups)
+    list_init(&w.all_exchanges)
+    list_init(&w.all_tunnels)
+    list_init(&w.upstreams)
+    reasons_init(w.reasons)
+    h1_server_init(&w.ops.h1_server, &w.ops.server_end)
+    h1_client_init(&w.ops.h1_client, &w.ops.client_end)
+    tunnel_init(&w.ops.tunnel_down, &w.ops.tunnel_up)
+    listener_init(&w.ops.accepted)
+    w.ops.dial = dial
+    w.ops.hand_over = hand_over
+    w.ops.upgrade = tunnel_upgrade
+    w.ops.flow_pump = flow_pump
+    w.ops.flow_free = flow_free
+    w.ops.connected = upstream_connected
+    w.ops.start_tls = start_tls
+    w.ops.pool_drop = upstream_drop
+    w.input = <char *>malloc(INPUT_SCRATCH)
+    w.plain = <char *>malloc(INPUT_SCRATCH)
+    w.wire = <char *>malloc(WIRE_SCRATCH)
+    if w.input == NULL or w.plain == NULL or w.wire == NULL:
+        return -1
+    if tls_engine_init(&w.tls, w.wire, WIRE_SCRATCH) != 0:
+        return -1
+    w.ep = epoll_create1(EPOLL_CLOEXEC)
+    return 0 if w.ep >= 0 else -1
+
+
+cdef inline bint _nothing_left(Worker *w) noexcept nogil:
+    """No client, and no tunnel whose client has gone but whose endpoint has not got everything yet."""
+    return list_empty(&w.downs) and list_empty(&w.all_tunnels)
+
+
+cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
+    """One turn; waits at most `most_wait_ms` (-1: until something happens)."""
+    cdef int wait = wheel_wait(&w.wheel, w.now_ms)
+    cdef int n
+    cdef int i
+    cdef bint interrupted = False
+    cdef Source *s
+    if most_wait_ms >= 0 and (wait < 0 or wait > most_wait_ms):
+        wait = most_wait_ms
+    if not list_empty(&w.ready) or w.dirty != NULL or w.draining and _nothing_left(w):
+        wait = 0
+    n = epoll_wait(w.ep, w.events, TURN_EVENTS, wait)
+    if n < 0:
+        interrupted = errno == EINTR
+        n = 0
+    worker_clock(w)
+    for i in range(n):
+        s = <Source *>w.events[i].data.ptr
+        s.on_event(w, s, w.events[i].events)
+    conn_ready_all(w)
+    conn_flush_all(w)
+    wheel_advance(w, &w.wheel, w.now_ms)
+    conn_flush_all(w)
+    conn_bury(w)
+    w.row.counters[G_BUFFERS] = pool_in_use(&w.pool)
+    if w.control_ready:
+        w.control_ready = False
+        return TURN_CONTROL
+    if w.draining and (w.now_ms >= w.drain_deadline or _nothing_left(w)):
+        return TURN_DRAINED
+    return TURN_SIGNAL if interrupted else TURN_AGAIN
+
+
+cdef inline void control_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
+    w.control_ready = True
+
+
+cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:
+    """Stop accepting; close what is idle; let what is under way end."""
+    cdef Listener *l
+    cdef Node *n
+    cdef Node *following
+    cdef Conn *c
+    w.drain_deadline = w.now_ms + deadline_ms
+    if w.draining:
+        return
+    l = w.listeners
+    while l != NULL:
+        listener_stop(w, l)
+        l = l.next
+    w.draining = True
+    n = w.downs.next
+    while n != &w.downs:
+        following = n.next
+        c = conn_of_all(n)
+        if c.ops == &w.ops.h1_server:
+            c.flags |= C_READABLE
+            if not c.flags & C_PAUSED:
+                conn_input(w, c)                 # a request may wait unread: it is served
+            if not c.flags & C_DEAD and c.ops == &w.ops.h1_server:
+                h1_server_drain(w, <H1Server *>c.owner)
+        n = following
+    n = w.upstreams.next
+    while n != &w.upstreams:
+        upstream_drain(w, <Upstream *>(<char *>n - <size_t>&(<Upstream *>NULL).all))
+        n = n.next
+    conn_flush_all(w)
+    conn_bury(w)
+
+
+cdef inline void worker_free(Worker *w) noexcept nogil:
+    """End everything; afterwards the balance counters tell what was forgotten."""
+    cdef Listener *l
+    cdef Conn *c
+    cdef int i
+    l = w.listeners
+    while l != NULL:
+        listener_close(w, l)
+        l = l.next
+    while not list_empty(&w.all_tunnels):
+        tunnel_destroy(w, tunnel_of_all(w.all_tunnels.next), R_DRAINING)
+    while not list_empty(&w.all_exchanges):
+        exchange_cut(w, exchange_of_all(w.all_exchanges.next), R_DRAINING)
+    while not list_empty(&w.downs):
+        c = conn_of_all(w.downs.next)
+        c.ops.on_error(w, c, 0)
+    while not list_empty(&w.ups):
+        c = conn_of_all(w.ups.next)
+        c.ops.on_error(w, c, 0)
+    l = w.listeners
+    while l != NULL:
+        if l.snapshot != NULL:
+            snapshot_unref(w, l.snapshot)
+            l.snapshot = NULL
+        l = l.next
+    if w.snapshot != NULL:
+        snapshot_unref(w, w.snapshot)
+        w.snapshot = NULL
+    conn_flush_all(w)
+    conn_bury(w)
+    for i in range(w.npipes):
+        c_close(w.pipes[2 * i])
+        c_close(w.pipes[2 * i + 1])
+        w.pipes_open -= 1
+    w.npipes = 0
+    intern_free(&w.identities)
+    if w.tls.bio != NULL:
+        tls_engine_free(&w.tls)
+    free(w.input)
+    free(w.plain)
+    free(w.wire)
+    w.input = NULL
+    w.plain = NULL
+    w.wire = NULL
+    if w.ep >= 0:
+        c_close(w.ep)
+        w.ep = -1
+
+
+cdef inline void worker_release(Worker *w) noexcept nogil:
+    """Give the slabs back; after worker_free and a look at the balance."""
+    cdef Listener *l
+    slab_free(&w.conns)
+    slab_free(&w.exchanges)
+    slab_free(&w.servers)
+    slab_free(&w.clients)
+    slab_free(&w.flows)
+    slab_free(&w.tunnels)
+    pool_free(&w.pool)
+    while w.listeners != NULL:
+        l = w.listeners
+        w.listeners = l.next
+        free(l)

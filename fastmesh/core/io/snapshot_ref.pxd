@@ -1,0 +1,35 @@
+# References on snapshots, and their end.
+
+from libc.stdlib cimport free
+
+from fastmesh.core.io.state cimport Upstream, Worker
+from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free
+from fastmesh.core.traffic.snapshot cimport Block, Snapshot
+from libc.stdint cimport uint32_t
+
+
+cdef inline void snapshot_ref(Snapshot *s) noexcept nogil:
+    s.refs += 1
+
+
+cdef inline void snapshot_unref(Worker *w, Snapshot *s) noexcept nogil:
+    """Drop a reference; the last one frees the snapshot and lets go of its endpoints' pools."""
+    cdef Block *b
+    cdef uint32_t i
+    cdef uint32_t k
+    s.refs -= 1
+    if s.refs > 0:
+        return
+    for i in range(s.nservices):
+        for k in range(s.services[i].nendpoints):
+            if s.services[i].endpoints[k].pool != NULL:
+                w.ops.pool_drop(w, s.services[i].endpoints[k].pool)
+    if s.server_ctx != NULL:
+        SSL_CTX_free(<SSL_CTX *>s.server_ctx)
+    if s.client_ctx != NULL:
+        SSL_CTX_free(<SSL_CTX *>s.client_ctx)
+    while s.blocks != NULL:
+        b = <Block *>s.blocks
+        s.blocks = b.next
+        free(b)
+    free(s)

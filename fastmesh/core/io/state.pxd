@@ -1,0 +1,344 @@
+# The structs of the io floor: what a worker is made of while it moves bytes. No code.
+#
+#   Worker     one event loop: epoll, clock, timers, buffers, the newest snapshot; everything hangs off it
+#   Conn       one socket (with TLS if asked): a receive stash, a transmit queue, a timer, an owner
+#   End        one side of an exchange as the exchange sees it: a codec's vtable, whatever is on the wire
+#   Exchange   one request and its response, between two Ends; knows no wire format
+#   Flow       bytes moved by the kernel (splice) from one Conn to another
+#   Upstream   the connections of one worker to one endpoint
+#   Listener   a listening socket and its configuration
+#
+# Rules that every function here keeps:
+#   - Nothing is freed while its event batch is being worked through: closed Conns go to `w.dead`.
+#   - No input handler runs inside another: who wants a peer to read again puts it on `w.ready`.
+#   - Output is queued and flushed once a turn (`w.dirty`); nobody else calls send.
+#   - A Conn's owner never touches it after conn_close, and hears nothing of it any more.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastmesh.core.base.buffer cimport Buf, Pool, Queue
+from fastmesh.core.base.intern cimport Intern, Interned
+from fastmesh.core.base.list cimport Node
+from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
+from fastmesh.core.base.slab cimport Slab
+from fastmesh.core.base.timer cimport Timer, Wheel
+from fastmesh.core.sys.openssl cimport SSL_SESSION
+from fastmesh.core.sys.posix cimport epoll_event
+from fastmesh.core.traffic.counters cimport AreaHeader, Ring, WorkerRow
+from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
+from fastmesh.core.wire.http1_chunked cimport Http1Chunked
+from fastmesh.core.wire.message cimport Message
+from fastmesh.core.wire.tls cimport Tls, TlsEngine
+
+cdef enum:
+    INPUT_SCRATCH = 65536         # most bytes taken from a socket in one call
+    WIRE_SCRATCH = 196608         # ciphertext of one flush: 160 KiB and its records' overhead
+    TX_HIGH = 131072              # queued bytes at which the source is told to stop ...
+    TX_LOW = 32768                # ... and below which it is told to go on
+    REPLAY_MAX = 65536            # bytes of a request kept for another try
+    TURN_EVENTS = 64              # events a turn works through: what they touch stays in the cache
+    INPUT_BUDGET = 262144         # bytes one connection may bring in a turn before the others' turn
+    SPLICE_MIN = 65536            # bytes still to come that make a pipe worth while
+    PIPE_BYTES = 262144
+    PIPES_KEPT = 32
+    LINGER_MS = 2000              # how long what a client still sends is read and thrown away ...
+    LINGER_BYTES = 1048576        # ... and how much of it
+    PEER_TEXT = 56                # "[ipv6]:port" with its NUL
+
+cdef enum:  # ConnFlag
+    C_READABLE = 1                # the kernel may have input: no EAGAIN since the last edge
+    C_WRITABLE = 2                # the kernel takes output: no EAGAIN since the last edge
+    C_EOF = 4                     # the peer's end of stream has been read
+    C_EOF_TOLD = 8
+    C_PAUSED = 16                 # the owner wants no input now
+    C_DIRTY = 32                  # on w.dirty
+    C_DEAD = 64                   # closed; memory goes at the end of the turn
+    C_CONNECTING = 128
+    C_HANDSHAKE = 256             # TLS handshake under way
+    C_TLS = 512
+    C_TX_HIGH = 1024              # the source was told to stop; on_drained is owed
+    C_SHUT_WANTED = 2048          # shutdown(SHUT_WR) once everything queued has left
+    C_SHUT = 4096
+    C_CLOSE_FLUSHED = 8192        # close once everything queued has left
+    C_UPSTREAM = 16384            # towards an endpoint
+    C_RDHUP = 32768               # the peer has finished sending; what it sent may not be read yet
+    C_SNIFF_TLS = 65536           # permissive: the first byte tells TLS from plaintext
+    C_CUT = 131072                # close with a reset: what was sent is not whole
+    C_EARLY = 262144              # TLS: drive OpenSSL even without new input
+    C_BULK = 524288               # the owner expects much: read into buffers that can be handed on
+    C_RESUMED = 1048576           # offer `rx` again though nothing was added
+    C_TRUNCATED = 2097152         # TLS: the end came without close_notify
+    C_LINGER = 4194304            # after the shutdown, wait only LINGER_MS for the peer's end
+
+cdef struct Worker
+cdef struct Conn
+cdef struct End
+cdef struct Exchange
+cdef struct Flow
+cdef struct Listener
+cdef struct Upstream
+cdef struct Source
+
+ctypedef void (*EventFn)(Worker *w, Source *s, uint32_t events) noexcept nogil
+
+cdef struct Source:               # what epoll's data points at
+    EventFn on_event
+    int fd                        # -1: closed
+
+cdef struct ConnOps:
+    # `n` bytes at `p` arrived: how many were taken. The rest is offered again with what follows it.
+    size_t (*on_input)(Worker *w, Conn *c, char *p, size_t n) noexcept nogil
+    # No more input will come; told once, after the input that was taken, with what was not taken dropped.
+    void (*on_eof)(Worker *w, Conn *c) noexcept nogil
+    # The queue has fallen below TX_LOW after it had reached TX_HIGH.
+    void (*on_drained)(Worker *w, Conn *c) noexcept nogil
+    # The connection is of no use any more (negative reason's number); the owner must close it.
+    void (*on_error)(Worker *w, Conn *c, int reason) noexcept nogil
+    # Connected (with TLS: and the handshake done).
+    void (*on_ready)(Worker *w, Conn *c) noexcept nogil
+    # The timer has fired.
+    void (*on_timer)(Worker *w, Conn *c) noexcept nogil
+
+cdef struct Conn:
+    Source src                    # first: epoll gives us a Source
+    uint32_t flags                # enum ConnFlag
+    uint32_t idle_ms              # progress puts the timer this far ahead; 0: leaves it alone
+    ConnOps *ops
+    void *owner
+    Conn *next_dirty
+    Queue tx                      # bytes to send (with TLS: plaintext)
+    Queue wire                    # with TLS: ciphertext the kernel did not take yet
+    Buf *rx                       # received, offered, not taken yet
+    Buf *cipher                   # with TLS: received, not yet looked at by OpenSSL
+    Flow *flow_in                 # the flow that reads from here
+    Flow *flow_out                # the flow that writes to here
+    Node ready                    # on w.ready
+    Node all                      # on w.downs or w.ups
+    Timer timer
+    Tls tls
+
+cdef struct EndOps:
+    # Queue a head: request or response, also interim. 0, 1: queued, but stop, as with data; or a negative reason.
+    int (*head)(Worker *w, End *e, Message *m) noexcept nogil
+    # Queue body bytes. 0, 1: queued, but stop until exchange_writable; or a negative reason.
+    int (*data)(Worker *w, End *e, const char *p, size_t n) noexcept nogil
+    # The message is complete; `trailers` may be NULL. 0, 1: and no more of the other message will come; or a reason.
+    int (*finish)(Worker *w, End *e, Message *trailers) noexcept nogil
+    # Both messages went well: keep the connection or close it, as the codec knows.
+    void (*release)(Worker *w, End *e) noexcept nogil
+    # The exchange ends here and now: close what cannot be used again.
+    void (*abort)(Worker *w, End *e, int reason) noexcept nogil
+    # Deliver body bytes again.
+    void (*resume)(Worker *w, End *e) noexcept nogil
+    # The Conn whose raw bytes are the message's, for splice and upgrade; NULL where framing is in the way.
+    Conn *(*raw)(Worker *w, End *e) noexcept nogil
+    # Give the Conn away (upgrade): the End is freed, the Conn lives on without an owner.
+    Conn *(*detach)(Worker *w, End *e) noexcept nogil
+
+cdef struct End:
+    EndOps *ops
+    Exchange *ex                  # NULL: no exchange
+
+cdef enum:  # ExchangeFlag
+    X_REUSED = 1                  # sent on a connection that had served before
+    X_BYTE_SEEN = 2               # the endpoint has answered with at least a byte
+    X_UPGRADE = 4                 # the request asks for an upgrade
+    X_TUNNEL = 8                  # CONNECT: bytes after the head are the tunnel's
+    X_HEAD_SENT = 16              # a final response head went down
+    X_REQ_DONE = 32               # the request has been received whole
+    X_RESP_DONE = 64
+    X_LOG = 128                   # goes into the access log
+    X_FAILING = 256               # our own answer is being sent
+    X_FRESH = 512                 # no pooled connection for this try
+    X_OPAQUE = 1024               # a TCP tunnel: no status, no latency
+
+cdef struct Exchange:
+    End *down
+    End *up                       # NULL before an endpoint is chosen, and after it failed
+    Listener *listener
+    ListenerConf *conf
+    Snapshot *snapshot            # a reference
+    Service *service              # NULL: no service of that name
+    Endpoint *endpoint
+    Interned *identity            # of the caller, or NULL
+    Buf *replay                   # the request as it was sent, for another try
+    Buf *log                      # method, authority, path, source: only with X_LOG
+    Node all                      # on w.exchanges
+    uint64_t start_us
+    uint64_t bytes_in             # request body
+    uint64_t bytes_out            # response body
+    uint32_t flags                # enum ExchangeFlag
+    uint16_t status
+    uint16_t reason
+    uint16_t log_len[4]
+    uint8_t method
+    uint8_t version               # of the downstream message: 10, 11
+    uint8_t tries                 # endpoints tried
+    uint8_t retries
+    uint8_t framing               # of the request: enum Framing
+    uint8_t secure                # the client came with TLS
+    const char *peer              # "ip:port" of the client: memory of the downstream end
+    uint8_t peer_len
+    uint8_t ip_len                # of which the address
+
+cdef struct Flow:
+    Conn *src
+    Conn *dst
+    int pipe_in                   # read end
+    int pipe_out                  # write end
+    size_t held                   # bytes in the pipe
+    uint64_t left                 # bytes still to take from src; LENGTH_UNKNOWN: until its end
+    uint64_t moved
+    bint eof
+    # The flow has moved everything (reason 0), or cannot go on. It is freed by its owner.
+    void (*on_done)(Worker *w, Flow *f, int reason) noexcept nogil
+    void *owner
+
+cdef struct Upstream:             # the connections of one worker to one endpoint of one service
+    Node idle                     # H1Client.idle, most recently used first
+    Node all                      # on w.upstreams
+    uint32_t nidle
+    uint32_t nconns
+    uint32_t refs                 # snapshots that name it
+    SSL_SESSION *session          # for the next handshake
+    char *key                     # service name, address and TLS mode: what makes it the same one in a new snapshot
+
+cdef struct Listener:
+    Source src                    # first
+    Listener *next
+    ListenerConf *conf            # of `snapshot`
+    Snapshot *snapshot            # a reference: the newest that names this listener
+    uint32_t nconns
+    bint paused                   # out of descriptors: accept again when the timer fires
+    Timer timer
+    char name[256]
+
+cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream codec's state
+    End end                       # first: the exchange gives us an End
+    Conn *conn
+    Listener *listener
+    Interned *identity
+    uint64_t rules                # policy_peer of the listener's rules ...
+    ListenerConf *rules_of        # ... in this configuration,
+    uint32_t rules_at             # found when this many snapshots had been loaded: memory comes back
+    uint64_t left                 # request body bytes to come (length framing); lingering: bytes thrown away
+    Http1Chunked chunked
+    uint32_t scan
+    uint8_t state                 # enum H1State
+    uint8_t framing               # of the request
+    uint8_t out_framing           # of the response
+    uint8_t keep_alive            # the connection stays open after this exchange
+    uint8_t http10
+    uint8_t version
+    uint8_t head_only             # the request is HEAD
+    uint8_t expects               # the request said "Expect: 100-continue"
+    uint8_t peer_len
+    char peer[56]                 # "ip:port"; the address alone is peer[0:ip_len]
+    uint8_t ip_len
+
+cdef struct H1Client:             # HTTP/1.1 towards an endpoint
+    End end                       # first
+    Conn *conn
+    Upstream *upstream
+    Node idle                     # on Upstream.idle
+    uint64_t left
+    Http1Chunked chunked
+    uint32_t scan
+    uint32_t pool_idle_ms         # of the service that dialled
+    uint32_t pool_idle_max
+    uint8_t state
+    uint8_t framing               # of the response
+    uint8_t out_framing           # of the request
+    uint8_t keep_alive
+    uint8_t request_done
+
+cdef enum H1State:
+    H1_HEAD = 0                   # a head is awaited
+    H1_BODY
+    H1_TRAILERS
+    H1_DONE                       # the message is complete; the exchange goes on
+    H1_DISCARD                    # lingering: what comes is thrown away
+    H1_IDLE                       # client: in the pool
+    H1_CONNECTING
+
+cdef struct Tunnel:               # opaque bytes both ways
+    Conn *down
+    Conn *up
+    Listener *listener            # of `down`, counted there; NULL once that is gone
+    Exchange *ex                  # what is accounted and logged when the tunnel ends
+    Node all
+    uint8_t halves                # directions that have ended
+    uint8_t peer_len
+    uint8_t ip_len
+    char peer[56]
+
+cdef struct Ops:                  # vtables: a header-only module can hold no static of its own
+    ConnOps h1_server
+    ConnOps h1_client
+    ConnOps tunnel_down
+    ConnOps tunnel_up
+    ConnOps accepted              # until the handshake is done and the protocol known
+    EndOps server_end
+    EndOps client_end
+    # upwards calls: set by the modules above
+    int (*dial)(Worker *w, Exchange *ex) noexcept nogil
+    # Give what a failed try left unsent to `ex.up`.
+    void (*hand_over)(Worker *w, Exchange *ex, Queue *unsent) noexcept nogil
+    # Both connections become a tunnel; `rest` is what the endpoint has sent behind its head.
+    void (*upgrade)(Worker *w, Exchange *ex, const char *rest, size_t n) noexcept nogil
+    void (*flow_pump)(Worker *w, Flow *f) noexcept nogil
+    void (*flow_free)(Worker *w, Flow *f) noexcept nogil
+    void (*connected)(Worker *w, Conn *c) noexcept nogil
+    void (*start_tls)(Worker *w, Conn *c) noexcept nogil
+    void (*pool_drop)(Worker *w, void *upstream) noexcept nogil
+
+cdef struct Worker:
+    int ep
+    int control_fd
+    uint32_t slot
+    uint64_t now_ms               # CLOCK_MONOTONIC, once a turn
+    uint64_t now_us
+    uint64_t wall_us              # CLOCK_REALTIME - CLOCK_MONOTONIC
+    Pool pool
+    Slab conns
+    Slab exchanges
+    Slab servers
+    Slab clients
+    Slab flows
+    Slab tunnels
+    Wheel wheel
+    Conn *dirty
+    Conn *dead
+    Node ready
+    Node downs
+    Node ups
+    Node all_exchanges
+    Node all_tunnels
+    Node upstreams
+    Listener *listeners
+    Snapshot *snapshot
+    uint32_t loads                # snapshots loaded so far
+    Intern identities
+    TlsEngine tls
+    char *input                   # INPUT_SCRATCH bytes: what recv fills
+    char *plain                   # INPUT_SCRATCH bytes: what TLS decrypts into
+    char *wire                    # WIRE_SCRATCH bytes
+    Buf *handoff                  # the Buf that the bytes given to on_input fill: it may be taken
+    int pipes[64]                 # 2 * PIPES_KEPT: free pipes
+    int npipes
+    uint64_t pipes_open
+    uint64_t tls_open
+    uint64_t fds_open
+    AreaHeader *area
+    WorkerRow *row
+    Ring *ring
+    bint draining
+    bint drain_forced
+    uint64_t drain_deadline
+    bint control_ready
+    uint64_t log_random
+    Ops ops
+    ReasonInfo reasons[64]        # R_COUNT of them
+    Message msg                   # what a parser fills
+    Message answer                # what our own answers are parsed into
+    epoll_event events[64]        # TURN_EVENTS

@@ -1,0 +1,335 @@
+# A tunnel: opaque bytes between a client and an endpoint, both ways, until both have ended.
+#
+# TCP listeners, CONNECT, and connections after a 101. Each direction ends on its own (half-close), and is
+# moved by the kernel (flow.pxd) where both connections are plaintext; otherwise through the transmit queues,
+# with a slow reader stopping its writer. A Tunnel owns both Conns and the Exchange that accounts for it.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastmesh.core.base.buffer cimport queue_clear
+from fastmesh.core.base.intern cimport Interned
+from fastmesh.core.base.list cimport list_append, list_remove
+from fastmesh.core.base.reason cimport (
+    R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE,
+    R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
+)
+from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.connection cimport (
+    conn_close, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout, conn_write,
+    conn_write_body,
+)
+from fastmesh.core.io.exchange cimport exchange_free, exchange_keep_log, exchange_open
+from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible, flow_pump
+from fastmesh.core.io.state cimport (
+    C_BULK, C_CONNECTING, C_CUT, C_DEAD, C_EOF_TOLD, C_HANDSHAKE, C_TLS, Conn, ConnOps, Exchange, Flow,
+    Listener, Tunnel, Upstream, Worker, X_HEAD_SENT, X_LOG, X_OPAQUE, X_REQ_DONE,
+)
+from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
+from fastmesh.core.traffic.balance cimport balance
+from fastmesh.core.traffic.counters cimport (
+    G_TUNNELS, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
+)
+from fastmesh.core.traffic.policy cimport policy_allows_opaque, policy_peer
+from fastmesh.core.traffic.snapshot cimport TLS_MESH
+from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
+
+
+cdef inline Tunnel *tunnel_of_all(void *node) noexcept nogil:
+    return <Tunnel *>(<char *>node - <size_t>&(<Tunnel *>NULL).all)
+
+
+cdef inline void tunnel_destroy(Worker *w, Tunnel *t, int reason) noexcept nogil:
+    """Close what is open, account, free."""
+    if t.down != NULL:
+        _count_flow(t, t.down.flow_in, True)
+        _count_flow(t, t.down.flow_out, False)
+        conn_close(w, t.down)
+    if t.up != NULL:
+        conn_close(w, t.up)
+    t.listener.nconns -= 1
+    list_remove(&t.all)
+    w.row.counters[G_TUNNELS] -= 1
+    if t.ex != NULL:
+        t.ex.reason = <uint16_t>reason
+        exchange_free(w, t.ex)
+    slab_put(&w.tunnels, t)
+
+
+cdef inline void _count_flow(Tunnel *t, Flow *f, bint out) noexcept nogil:
+    if f != NULL:
+        if out:
+            t.ex.bytes_in += f.moved
+        else:
+            t.ex.bytes_out += f.moved
+
+
+cdef inline Tunnel *_open(Worker *w, Conn *down, Listener *l) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>slab_get(&w.tunnels)
+    if t == NULL:
+        return NULL
+    memset(t, 0, sizeof(Tunnel))
+    t.down = down
+    t.listener = l
+    list_append(&w.all_tunnels, &t.all)
+    w.row.counters[G_TUNNELS] += 1
+    w.row.counters[K_TUNNELS] += 1
+    down.owner = t
+    down.ops = &w.ops.tunnel_down
+    return t
+
+
+cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
+    """Connect to the next endpoint, each at most once. False: none is left, the tunnel has been destroyed."""
+    cdef Exchange *x = t.ex
+    cdef int reason = R_NO_ENDPOINT
+    cdef Conn *c
+    while x.tries < x.service.nendpoints and x.tries < 255:
+        x.endpoint = balance(x.service)
+        if x.tries > 0:
+            x.retries += 1
+            x.service.row.counters[S_RETRIES] += 1
+        x.tries += 1
+        c = upstream_connect(w, x.service, x.endpoint, &reason)
+        if c == NULL:
+            x.service.row.counters[S_CONNECT_FAILURES] += 1
+            continue
+        c.owner = t
+        c.ops = &w.ops.tunnel_up
+        if x.service.tls == TLS_MESH and upstream_tls(w, c, x.snapshot, x.service, <Upstream *>x.endpoint.pool) != 0:
+            conn_close(w, c)
+            reason = R_UPSTREAM_TLS_HANDSHAKE
+            x.service.row.counters[S_CONNECT_FAILURES] += 1
+            continue
+        t.up = c
+        return True
+    t.down.flags |= C_CUT
+    tunnel_destroy(w, t, reason)
+    return False
+
+
+cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, Interned *identity, const char *peer,
+                               uint8_t peer_len, uint8_t ip_len) noexcept nogil:
+    """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over."""
+    cdef Tunnel *t = _open(w, down, l)
+    cdef Exchange *x
+    if t == NULL:
+        w.row.reasons[R_NO_MEMORY] += 1
+        l.nconns -= 1
+        conn_close(w, down)
+        return
+    memcpy(t.peer, peer, peer_len)
+    t.peer_len = peer_len
+    t.ip_len = ip_len
+    x = exchange_open(w, NULL, l, identity, t.peer, peer_len, ip_len)
+    t.ex = x
+    if x == NULL:
+        tunnel_destroy(w, t, R_NO_MEMORY)
+        return
+    x.flags |= X_OPAQUE
+    if l.conf.service < 0:
+        tunnel_destroy(w, t, R_NO_SERVICE)
+        return
+    x.service = &x.snapshot.services[l.conf.service]
+    x.service.row.counters[S_ACTIVE] += 1
+    exchange_keep_log(w, x, NULL)
+    if l.conf.has_allow and (identity == NULL or not policy_allows_opaque(
+            l.conf, policy_peer(l.conf, identity.text, identity.len))):
+        down.flags |= C_CUT
+        tunnel_destroy(w, t, R_DENIED)
+        return
+    conn_pause(down)
+    conn_timeout(w, down, l.conf.tcp_idle_timeout_ms)
+    _dial(w, t)
+
+
+cdef inline void _established(Worker *w, Tunnel *t) noexcept nogil:
+    """Both connections stand: move bytes, by the kernel where it can."""
+    cdef uint32_t idle = t.listener.conf.tcp_idle_timeout_ms
+    conn_timeout(w, t.down, idle)
+    conn_timeout(w, t.up, idle)
+    t.down.flags |= C_BULK
+    t.up.flags |= C_BULK
+    if not t.down.flags & C_EOF_TOLD and flow_possible(t.down, t.up):
+        flow_open(w, t.down, t.up, LENGTH_UNKNOWN, t, _direction_done)
+    if flow_possible(t.up, t.down):
+        flow_open(w, t.up, t.down, LENGTH_UNKNOWN, t, _direction_done)
+    conn_dirty(w, t.up)
+    conn_dirty(w, t.down)
+    conn_pause(t.up)
+    conn_resume(w, t.up)
+    conn_pause(t.down)
+    conn_resume(w, t.down)
+
+
+cdef inline void tunnel_upgrade(Worker *w, Exchange *x, const char *rest, size_t n) noexcept nogil:
+    """After a 101 or a CONNECT: both Ends give their connections to a new tunnel."""
+    cdef Listener *l = x.listener
+    cdef Conn *down
+    cdef Conn *up
+    cdef Tunnel *t
+    cdef char peer[56]
+    memcpy(peer, x.peer, x.peer_len)             # the codec's memory, which goes with it
+    down = x.down.ops.detach(w, x.down)
+    up = x.up.ops.detach(w, x.up)
+    x.down = NULL
+    x.up = NULL
+    t = _open(w, down, l)
+    if t == NULL:
+        w.row.reasons[R_NO_MEMORY] += 1
+        l.nconns -= 1
+        down.flags |= C_CUT
+        conn_close(w, down)
+        conn_close(w, up)
+        exchange_free(w, x)
+        return
+    memcpy(t.peer, peer, x.peer_len)
+    x.peer = t.peer
+    t.peer_len = x.peer_len
+    t.ip_len = x.ip_len
+    t.ex = x
+    t.up = up
+    up.owner = t
+    up.ops = &w.ops.tunnel_up
+    if x.status == 0:
+        x.status = 200                          # CONNECT (RFC 9110 9.3.6)
+        if conn_write(w, down, b"HTTP/1.1 200 OK\r\n\r\n", 19) < 0:
+            tunnel_destroy(w, t, R_NO_MEMORY)
+            return
+    if n > 0 and conn_write(w, down, rest, n) < 0:
+        tunnel_destroy(w, t, R_NO_MEMORY)
+        return
+    x.bytes_out += n
+    _established(w, t)
+    if down.flags & C_EOF_TOLD:
+        _half_done(w, t, up)                    # the client had shut its side before there was a tunnel
+
+
+cdef inline Conn *_other(Tunnel *t, Conn *c) noexcept nogil:
+    return t.up if c == t.down else t.down
+
+
+cdef inline void _half_done(Worker *w, Tunnel *t, Conn *dst) noexcept nogil:
+    """Nothing more will come for `dst`: half-close it once its queue has left; with the second half, close."""
+    t.halves += 1
+    if t.halves < 2:
+        conn_end_output(w, dst)
+        return
+    conn_finish(w, t.down)
+    conn_finish(w, t.up)
+
+
+cdef inline void _direction_done(Worker *w, Flow *f, int reason) noexcept nogil:
+    """The source of a flow has ended and everything it sent has been moved."""
+    cdef Tunnel *t = <Tunnel *>f.owner
+    cdef Conn *dst = f.dst
+    f.src.flags |= C_EOF_TOLD
+    _count_flow(t, f, f.src == t.down)
+    flow_free(w, f)
+    _half_done(w, t, dst)
+
+
+cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    cdef Conn *dst = _other(t, c)
+    cdef int r
+    if dst == NULL or dst.flags & (C_CONNECTING | C_HANDSHAKE):
+        conn_pause(c)
+        return 0
+    r = conn_write_body(w, dst, p, n)
+    if r < 0:
+        tunnel_destroy(w, t, -r)
+        return n
+    if c == t.down:
+        t.ex.bytes_in += n
+    else:
+        t.ex.bytes_out += n
+    if r > 0:
+        conn_pause(c)
+    elif c.rx == NULL and c.flow_in == NULL and flow_possible(c, dst):
+        # What had been read before the tunnel stood has gone: the kernel can take over.
+        flow_open(w, c, dst, LENGTH_UNKNOWN, t, _direction_done)
+    return n
+
+
+cdef inline void tunnel_eof(Worker *w, Conn *c) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    _half_done(w, t, _other(t, c))
+
+
+cdef inline void tunnel_drained(Worker *w, Conn *c) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    cdef Conn *src = _other(t, c)
+    if src != NULL:
+        conn_resume(w, src)
+
+
+cdef inline void tunnel_down_error(Worker *w, Conn *c, int reason) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    if reason == 0 and t.up != NULL:             # flushed and done; the other side may still have output
+        _close_half(w, t, c)
+        return
+    if reason and t.up != NULL:
+        t.up.flags |= C_CUT                      # a reset on one side is a reset on the other
+    tunnel_destroy(w, t, reason)
+
+
+cdef inline void _close_half(Worker *w, Tunnel *t, Conn *c) noexcept nogil:
+    conn_close(w, c)
+    if c == t.down:
+        t.down = NULL
+    else:
+        t.up = NULL
+
+
+cdef inline void tunnel_up_error(Worker *w, Conn *c, int reason) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    if reason == 0 and t.down != NULL:
+        _close_half(w, t, c)
+        return
+    if c.flags & (C_CONNECTING | C_HANDSHAKE):
+        t.ex.service.row.counters[S_CONNECT_FAILURES] += 1
+        conn_close(w, c)
+        t.up = NULL
+        if t.ex.tries < t.ex.service.nendpoints:
+            _dial(w, t)
+            return
+    if reason and t.down != NULL:
+        t.down.flags |= C_CUT
+    tunnel_destroy(w, t, reason)
+
+
+cdef inline void tunnel_up_ready(Worker *w, Conn *c) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    t.ex.service.row.counters[S_CONNECTS] += 1
+    _established(w, t)
+
+
+cdef inline void tunnel_down_ready(Worker *w, Conn *c) noexcept nogil:
+    pass                                         # never: a tunnel begins on a ready connection
+
+
+cdef inline void tunnel_timer(Worker *w, Conn *c) noexcept nogil:
+    cdef Tunnel *t = <Tunnel *>c.owner
+    if c == t.up and c.flags & (C_CONNECTING | C_HANDSHAKE):
+        if c.flags & C_CONNECTING:
+            w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
+        tunnel_up_error(w, c, R_UPSTREAM_TLS_TIMEOUT if c.flags & C_HANDSHAKE and not c.flags & C_CONNECTING
+                        else R_CONNECT_TIMEOUT)
+    else:
+        tunnel_destroy(w, t, R_IDLE_TIMEOUT)
+
+
+cdef inline void tunnel_init(ConnOps *down, ConnOps *up) noexcept nogil:
+    down.on_input = tunnel_input
+    down.on_eof = tunnel_eof
+    down.on_drained = tunnel_drained
+    down.on_error = tunnel_down_error
+    down.on_ready = tunnel_down_ready
+    down.on_timer = tunnel_timer
+    up.on_input = tunnel_input
+    up.on_eof = tunnel_eof
+    up.on_drained = tunnel_drained
+    up.on_error = tunnel_up_error
+    up.on_ready = tunnel_up_ready
+    up.on_timer = tunnel_timer

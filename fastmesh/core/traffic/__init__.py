@@ -1,0 +1,1 @@
+"""Floor 3: decisions: routes, balancing, policy, counters."""

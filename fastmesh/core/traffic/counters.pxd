@@ -1,0 +1,196 @@
+# The counters and rings that workers and agent share.
+#
+# One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows and a log ring.
+# A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up,
+# so nothing here is locked or atomic except the ring's two positions. A worker that replaces a dead one goes
+# on with the same rows; it zeroes the gauges first. Adding a counter: a line in the enum, a line in
+# `fastmesh/_core.pyx`'s COUNTERS.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastmesh.core.base.reason cimport R_COUNT
+from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
+
+cdef enum:  # Counter
+    # gauges first: [0, G_COUNT) are zeroed when a worker starts
+    G_DOWNSTREAM_CONNECTIONS = 0
+    G_UPSTREAM_CONNECTIONS
+    G_UPSTREAM_IDLE
+    G_EXCHANGES
+    G_BUFFERS
+    G_TUNNELS
+    G_COUNT
+    K_DOWNSTREAM_CONNECTIONS = G_COUNT
+    K_DOWNSTREAM_REFUSED
+    K_UPSTREAM_CONNECTIONS
+    K_UPSTREAM_CONNECT_FAILURES
+    K_BYTES_DOWNSTREAM_IN
+    K_BYTES_DOWNSTREAM_OUT
+    K_BYTES_UPSTREAM_IN
+    K_BYTES_UPSTREAM_OUT
+    K_TLS_HANDSHAKES_DOWNSTREAM
+    K_TLS_HANDSHAKES_UPSTREAM
+    K_TLS_RESUMED_DOWNSTREAM
+    K_TLS_RESUMED_UPSTREAM
+    K_TLS_FAILED_DOWNSTREAM
+    K_TLS_FAILED_UPSTREAM
+    K_TUNNELS
+    K_DETECT_TIMEOUTS
+    K_IMPOSSIBLE
+    K_SNAPSHOT
+    K_COUNT
+
+cdef enum:  # ServiceCounter
+    S_STATUS_1XX = 0          # upgraded exchanges end with 101
+    S_STATUS_2XX
+    S_STATUS_3XX
+    S_STATUS_4XX
+    S_STATUS_5XX
+    S_STATUS_NONE             # ended before a status was sent
+    S_LOCAL                   # answers that fastmesh made itself
+    S_CONNECTS
+    S_CONNECT_FAILURES
+    S_RETRIES
+    S_REUSED_DEAD             # reused connections that died without a response byte, request replayed
+    S_BYTES_SENT              # request body bytes towards the service
+    S_BYTES_RECEIVED          # response body bytes from it
+    S_ACTIVE                  # a gauge
+    S_COUNT
+
+cdef enum:
+    LATENCY_BUCKETS = 18      # 17 bounds and the rest
+    RING_BYTES = 262144
+    AREA_MAGIC = 0x464D4152
+
+cdef struct WorkerRow:
+    uint64_t counters[64]     # enum Counter
+    uint64_t reasons[80]      # enum Reason
+
+cdef struct ServiceRow:
+    uint64_t counters[16]     # enum ServiceCounter
+    uint64_t latency[18]      # LATENCY_BUCKETS, not cumulative
+    uint64_t latency_sum_us
+
+cdef struct Ring:             # single producer (worker), single consumer (agent), bytes
+    uint64_t head             # bytes ever written (producer)
+    uint64_t _pad1[7]
+    uint64_t tail             # bytes ever consumed
+    uint64_t _pad2[7]
+    uint64_t dropped          # records that found no room (producer)
+    uint64_t _pad3[7]
+    char data[262144]         # RING_BYTES
+
+cdef struct AreaHeader:
+    uint32_t magic
+    uint32_t workers
+    uint32_t services
+    uint32_t _pad
+    uint64_t slot_bytes
+    uint64_t size
+    unsigned char ticket_keys[80] # TLS session tickets: the same in all workers, also in later ones
+
+cdef struct LogRecord:        # fixed part; the strings follow in the order of the lengths
+    uint32_t size             # of the whole record, rounded up to 8
+    uint16_t status
+    uint16_t reason
+    uint64_t wall_us          # UNIX time of the request's start
+    uint64_t duration_us
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint32_t snapshot
+    uint8_t retries
+    uint8_t version           # 10, 11, 20; 0: opaque TCP
+    uint16_t listener_len
+    uint16_t service_len
+    uint16_t method_len
+    uint16_t authority_len
+    uint16_t path_len
+    uint16_t source_len
+    uint16_t upstream_len
+    uint16_t identity_len
+
+
+cdef inline size_t area_slot_bytes(uint32_t services) noexcept nogil:
+    cdef size_t n = sizeof(WorkerRow) + services * sizeof(ServiceRow) + sizeof(Ring)
+    return (n + 4095) & ~<size_t>4095
+
+
+cdef inline char *area_slot(AreaHeader *a, uint32_t slot) noexcept nogil:
+    return <char *>a + 4096 + slot * a.slot_bytes
+
+
+cdef inline WorkerRow *area_worker(AreaHeader *a, uint32_t slot) noexcept nogil:
+    return <WorkerRow *>area_slot(a, slot)
+
+
+cdef inline ServiceRow *area_service(AreaHeader *a, uint32_t slot, uint32_t service) noexcept nogil:
+    return <ServiceRow *>(area_slot(a, slot) + sizeof(WorkerRow)) + service
+
+
+cdef inline Ring *area_ring(AreaHeader *a, uint32_t slot) noexcept nogil:
+    return <Ring *>(area_slot(a, slot) + sizeof(WorkerRow) + a.services * sizeof(ServiceRow))
+
+
+cdef inline int latency_bucket(uint64_t us) noexcept nogil:
+    """The bucket of a duration; bounds as in `latency_bound_us`."""
+    cdef int i
+    for i in range(LATENCY_BUCKETS - 1):
+        if us <= latency_bound_us(i):
+            return i
+    return LATENCY_BUCKETS - 1
+
+
+cdef inline uint64_t latency_bound_us(int i) noexcept nogil:
+    """Upper bound of bucket `i` in microseconds: 1-2.5-5 steps from 100 us to 10 s, then 60 s."""
+    if i == 0: return 100
+    if i == 1: return 250
+    if i == 2: return 500
+    if i == 3: return 1000
+    if i == 4: return 2500
+    if i == 5: return 5000
+    if i == 6: return 10000
+    if i == 7: return 25000
+    if i == 8: return 50000
+    if i == 9: return 100000
+    if i == 10: return 250000
+    if i == 11: return 500000
+    if i == 12: return 1000000
+    if i == 13: return 2500000
+    if i == 14: return 5000000
+    if i == 15: return 10000000
+    return 60000000
+
+
+cdef inline void _ring_put(Ring *r, uint64_t *at, const char *src, size_t n) noexcept nogil:
+    """Copy into the ring at position `at`, around its end. `src` may be NULL if `n` is 0."""
+    cdef size_t where = <size_t>(at[0] & (RING_BYTES - 1))
+    cdef size_t first = RING_BYTES - where
+    if n == 0:
+        return
+    if first > n:
+        first = n
+    memcpy(r.data + where, src, first)
+    memcpy(r.data, src + first, n - first)
+    at[0] += n
+
+
+cdef inline bint ring_write(Ring *r, LogRecord *rec, const char **strings, const uint16_t *lengths,
+                            int count) noexcept nogil:
+    """Append one record; False (and counted) if the reader is too far behind. Never waits."""
+    cdef size_t n = sizeof(LogRecord)
+    cdef uint64_t head = r.head
+    cdef int i
+    for i in range(count):
+        n += lengths[i]
+    n = (n + 7) & ~<size_t>7
+    if head - fm_load_acquire(&r.tail) + n > RING_BYTES:
+        r.dropped += 1
+        return False
+    rec.size = <uint32_t>n
+    cdef uint64_t at = head
+    _ring_put(r, &at, <const char *>rec, sizeof(LogRecord))
+    for i in range(count):
+        _ring_put(r, &at, strings[i], lengths[i])
+    fm_store_release(&r.head, head + n)
+    return True

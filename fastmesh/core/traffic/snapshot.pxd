@@ -1,0 +1,104 @@
+# The snapshot as a worker holds it: what the configuration says, resolved into plain structs.
+#
+# Immutable once loaded, except for the balancers' cursors. Everything in it is allocated at load time and
+# freed with the last reference: exchanges and tunnels hold one, the worker holds one on the newest. A
+# Listener or Service of an old snapshot therefore stays valid until the last exchange that uses it ends.
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastmesh.core.sys.posix cimport sockaddr_storage, socklen_t
+from fastmesh.core.traffic.counters cimport ServiceRow
+
+cdef enum:  # Protocol
+    PROTO_HTTP = 0
+    PROTO_TCP
+    PROTO_AUTO
+
+cdef enum:  # TlsMode
+    TLS_NONE = 0
+    TLS_MESH
+    TLS_PERMISSIVE
+
+cdef enum:  # ForwardedMode
+    FWD_KEEP = 0
+    FWD_APPEND
+    FWD_REPLACE
+    FWD_REMOVE
+    FWD_AUTO              # append where the caller sent one
+
+cdef enum:  # ReuseRetry
+    REUSE_REPLAYABLE = 0
+    REUSE_IDEMPOTENT
+    REUSE_OFF
+
+cdef struct Text:         # owned, NUL-terminated
+    char *ptr
+    uint32_t len
+
+cdef struct Endpoint:
+    sockaddr_storage address
+    socklen_t address_len
+    Text text             # "127.0.0.1:9000", "[::1]:80", "unix:/run/x"
+    void *pool            # its connections: owned by the io floor, counted there
+
+cdef struct Service:
+    Text name
+    Text spiffe_id        # what the peer must prove, with TLS
+    uint32_t slot
+    uint8_t tls           # enum TlsMode
+    uint8_t reuse_retry   # enum ReuseRetry
+    uint32_t nendpoints
+    Endpoint *endpoints
+    uint32_t cursor       # round robin
+    uint32_t connect_timeout_ms
+    uint32_t response_timeout_ms
+    uint32_t pool_idle_max
+    uint32_t pool_idle_timeout_ms
+    ServiceRow *row
+
+cdef struct AllowRule:
+    uint32_t nfrom
+    Text *from_id         # SPIFFE ids; a trailing "*" makes a prefix, "*" alone anyone authenticated
+    uint32_t methods      # bit per enum Method; 0: all
+    uint32_t nother       # further methods by name
+    Text *other
+    uint32_t npaths       # 0: all
+    Text *paths           # exact, or a prefix that ends in "/*"
+
+cdef struct ListenerConf:
+    Text name
+    uint8_t outbound      # role: routes by Host where no service is named
+    uint8_t inbound
+    uint8_t protocol      # enum Protocol
+    uint8_t tls           # enum TlsMode
+    uint8_t x_forwarded   # enum ForwardedMode
+    uint8_t forwarded
+    uint8_t via
+    uint8_t has_allow
+    int32_t service       # index, or -1: by Host
+    uint32_t nallow
+    AllowRule *allow
+    uint32_t header_timeout_ms
+    uint32_t idle_timeout_ms
+    uint32_t stream_idle_timeout_ms
+    uint32_t tcp_idle_timeout_ms
+    uint32_t max_connections
+
+cdef struct Snapshot:
+    uint32_t refs
+    uint32_t number
+    uint32_t nservices
+    Service *services
+    uint32_t nlisteners
+    ListenerConf *listeners
+    uint32_t names_mask   # open-addressing table: hash of the name -> index + 1
+    uint32_t *names
+    void *server_ctx      # SSL_CTX, or NULL without identity
+    void *client_ctx
+    double log_sample     # 0: no access log
+    uint64_t drain_ms
+    void *blocks          # list of allocations (Block)
+
+cdef struct Block:
+    Block *next
+

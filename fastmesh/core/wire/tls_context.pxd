@@ -1,0 +1,449 @@
+# TLS contexts of the mesh: what a worker makes once per identity (server and client) and the callbacks
+# through which OpenSSL asks during handshakes. The per-connection functions are in tls.pxd.
+#
+# Ownership: a context belongs to whoever called `tls_context` until SSL_CTX_free; each connection made
+# from it holds it alive too. The policy hangs on the context and goes with it.
+#
+# Who may speak: the peer's chain must end at the bundle, every certificate of it must be valid now, and
+# its leaf must be an X.509-SVID of the trust domain (svid.pxd). That is decided inside the handshake, so
+# that a refused peer gets an alert and never sees our own certificate as a client.
+#
+# A peer's certificate is verified and held once: mesh peers are few, their connections many. The policy
+# keeps leaves whose chain was good, with the time span in which all of it is valid, and gives OpenSSL the
+# held object instead of the copy that the peer sent. Possession of the key is proved in every handshake
+# all the same. New trust means a new context, hence an empty cache.
+#
+# Resumption: tickets only, no server-side cache. A ticket carries the peer's leaf; one is resumed only
+# while that leaf is valid, and only under the trust it was made with: the session id context is a digest
+# of trust domain and bundle.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stddef cimport size_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset, strlen, strncmp, strrchr
+from libc.stdio cimport snprintf
+from libc.time cimport time_t
+
+from fastmesh.core.base.reason cimport *
+from fastmesh.core.sys.openssl cimport *
+from fastmesh.core.wire.svid cimport *
+from fastmesh.core.wire.tls_peers cimport *
+from fastmesh.core.wire.tls_record cimport *
+from fastmesh.core.wire.tls_state cimport *
+
+cdef extern from * nogil:
+    """
+    #include <openssl/ssl.h>
+    /* OpenSSL gives out the number of a slot for extra data once a process: the one thing here that cannot
+       hang off a structure of the caller. */
+    static int fm_tls_policy_slot(CRYPTO_EX_free *release) {
+        static int slot = -1;
+        if (slot < 0) slot = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, release);
+        return slot;
+    }
+    """
+    int fm_tls_policy_slot(CRYPTO_EX_free *release)     # -1: no memory
+
+
+cdef inline void _policy_free(
+    void *parent, void *ptr, CRYPTO_EX_DATA *ad, int idx, long argl, void *argp
+) noexcept nogil:
+    """The context goes."""
+    cdef TlsPolicy *policy = <TlsPolicy *>ptr
+    cdef int i
+    if policy == NULL:
+        return
+    for i in range(TLS_PEER_SETS * TLS_PEER_WAYS):
+        X509_free(policy.peers[i].leaf)
+    free(policy)
+
+
+cdef inline TlsPolicy *tls_policy(SSL_CTX *ctx) noexcept nogil:
+    return <TlsPolicy *>SSL_CTX_get_ex_data(ctx, fm_tls_policy_slot(_policy_free))
+
+
+cdef inline bint tls_session_usable(TlsPolicy *policy, SSL_SESSION *session) noexcept nogil:
+    """May this session be resumed: made under the trust of now, by a peer whose certificate is valid now?"""
+    cdef X509 *leaf = SSL_SESSION_get0_peer(session)
+    cdef unsigned int n = 0
+    cdef const unsigned char *trust = SSL_SESSION_get0_id_context(session, &n)
+    cdef int64_t now = now_seconds()
+    if leaf == NULL or n != sizeof(policy.trust) or memcmp(trust, policy.trust, n) != 0:
+        return False
+    # as OpenSSL has it: the second of notAfter is out of time already
+    return asn1_seconds(X509_get0_notBefore(leaf)) <= now < asn1_seconds(X509_get0_notAfter(leaf))
+
+
+# verification of the peer's certificate --------------------------------------------------------------
+
+cdef inline int _verify_reason(X509_STORE_CTX *store_ctx, bint server) noexcept nogil:
+    """The reason behind a failed X509_verify_cert."""
+    cdef int error = X509_STORE_CTX_get_error(store_ctx)
+    if error == X509_V_ERR_CERT_HAS_EXPIRED or error == X509_V_ERR_CERT_NOT_YET_VALID:
+        return R_TLS_EXPIRED if server else R_UPSTREAM_TLS_EXPIRED
+    # a leaf of a trusted issuer that was not made for this use proves nothing here, but its issuer is no stranger
+    if error == X509_V_ERR_INVALID_PURPOSE and X509_STORE_CTX_get_error_depth(store_ctx) == 0:
+        return R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
+    if error == X509_V_ERR_OUT_OF_MEM:
+        return R_NO_MEMORY
+    return R_TLS_UNTRUSTED if server else R_UPSTREAM_TLS_UNTRUSTED
+
+
+cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
+    """OpenSSL's question whether the peer's chain is good. 1: yes."""
+    cdef SSL *ssl = <SSL *>X509_STORE_CTX_get_ex_data(store_ctx, SSL_get_ex_data_X509_STORE_CTX_idx())
+    cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
+    cdef TlsPolicy *policy = tls_policy(SSL_get_SSL_CTX(ssl))
+    cdef Tls *t = engine.current
+    cdef bint server = SSL_is_server(ssl)
+    cdef X509 *leaf = X509_STORE_CTX_get0_cert(store_ctx)
+    cdef X509_STACK *sent
+    cdef TlsPeer *peer = peer_find(policy, leaf)
+    cdef int64_t now = now_seconds()
+    if peer == NULL or not (peer.from_time <= now < peer.to_time):
+        X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(store_ctx), <time_t>now)
+        if X509_verify_cert(store_ctx) <= 0:
+            t.failed = <uint8_t>_verify_reason(store_ctx, server)
+            return 0
+        if peer == NULL:
+            peer = peer_keep(policy, leaf)
+        peer_verified(peer, X509_STORE_CTX_get0_chain(store_ctx))
+    if not svid_leaf_valid(peer.leaf, policy.domain, policy.domain_len, t.expect, t.expect_len):
+        t.failed = R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
+        X509_STORE_CTX_set_error(store_ctx, X509_V_ERR_APPLICATION_VERIFICATION)
+        return 0
+    # What was verified need not be kept: neither the verified chain nor the issuers the peer sent. OpenSSL
+    # takes the leaf from this stack after we return.
+    X509_STORE_CTX_set0_verified_chain(store_ctx, NULL)
+    sent = X509_STORE_CTX_get0_untrusted(store_ctx)
+    if sent != NULL and sk_X509_num(sent) > 0 and sk_X509_value(sent, 0) == leaf:
+        while sk_X509_num(sent) > 1:
+            X509_free(sk_X509_pop(sent))
+        if peer.leaf != leaf:
+            X509_up_ref(peer.leaf)
+            sk_X509_set(sent, 0, peer.leaf)
+            X509_free(leaf)
+    X509_STORE_CTX_set_error(store_ctx, X509_V_OK)
+    return 1
+
+
+# tickets and ALPN --------------------------------------------------------------------------------------
+
+cdef inline int _ticket_made(SSL *ssl, void *arg) noexcept nogil:
+    """Server: a ticket is worth no longer than the leaf it vouches for."""
+    cdef SSL_SESSION *session = SSL_get_session(ssl)
+    cdef X509 *leaf = SSL_SESSION_get0_peer(session)
+    cdef int64_t left
+    if leaf != NULL:
+        left = asn1_seconds(X509_get0_notAfter(leaf)) - now_seconds()
+        if left < TLS_TICKET_SECONDS:
+            SSL_SESSION_set_timeout(session, <long>left if left > 1 else 1)
+    return 1
+
+
+cdef inline SSL_TICKET_RETURN _ticket_read(
+    SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t name_len, SSL_TICKET_STATUS status, void *arg
+) noexcept nogil:
+    """Server: a ticket of ours is used only if its peer would still be let in; else a full handshake follows."""
+    if status != SSL_TICKET_SUCCESS and status != SSL_TICKET_SUCCESS_RENEW:
+        return SSL_TICKET_RETURN_IGNORE_RENEW
+    if not tls_session_usable(tls_policy(SSL_get_SSL_CTX(ssl)), session):
+        return SSL_TICKET_RETURN_IGNORE_RENEW
+    # To make a ticket costs as much as most of the handshake it saves. Nothing is hidden by using one only once
+    # between peers that prove who they are, so a young one is used again.
+    if now_seconds() - SSL_SESSION_get_time(session) < TLS_TICKET_SECONDS // 2:
+        return SSL_TICKET_RETURN_USE
+    return SSL_TICKET_RETURN_USE_RENEW
+
+
+cdef inline int _session_new(SSL *ssl, SSL_SESSION *session) noexcept nogil:
+    """Client: keep the newest session. 1: the reference is ours now."""
+    cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
+    cdef SSL_SESSION **slot = engine.current.session_slot
+    engine.current.flags |= TLS_F_TICKET
+    if slot == NULL:
+        return 0
+    if slot[0] != NULL:
+        SSL_SESSION_free(slot[0])
+    slot[0] = session
+    return 1
+
+
+cdef inline int _alpn_select(
+    SSL *ssl,
+    const unsigned char **out,
+    unsigned char *out_len,
+    const unsigned char *offered,
+    unsigned int n,
+    void *arg,
+) noexcept nogil:
+    """Server: the first of our protocols that the client offers. RFC 7301 3.2: none is a fatal alert."""
+    cdef TlsPolicy *policy = <TlsPolicy *>arg
+    cdef size_t i = 0, j
+    while i < policy.alpn_len:
+        j = 0
+        while j < n:
+            if offered[j] == policy.alpn[i] and j + 1 + offered[j] <= n:
+                if memcmp(&offered[j + 1], &policy.alpn[i + 1], offered[j]) == 0:
+                    out[0] = &policy.alpn[i + 1]
+                    out_len[0] = policy.alpn[i]
+                    return SSL_TLSEXT_ERR_OK
+            j += <size_t>1 + offered[j]
+        i += <size_t>1 + policy.alpn[i]
+    return SSL_TLSEXT_ERR_ALERT_FATAL
+
+
+# what the records will need -----------------------------------------------------------------------------
+
+cdef inline int _hex(char c) noexcept nogil:
+    return c - c'0' if c <= c'9' else (c | 32) - c'a' + 10
+
+
+cdef inline void _secret_made(const SSL *ssl, const char *line) noexcept nogil:
+    """OpenSSL's key log: "LABEL client_random secret", both in hexadecimal. Take the traffic secrets."""
+    cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
+    cdef Tls *t = engine.current
+    cdef TlsKeys *keys
+    cdef const char *p
+    cdef bint of_client = strncmp(line, b"CLIENT_TRAFFIC_SECRET_", 22) == 0
+    cdef size_t i, n
+    if t == NULL or not engine.own_records:
+        return
+    if not of_client and strncmp(line, b"SERVER_TRAFFIC_SECRET_", 22) != 0:
+        return
+    if t.records == NULL:
+        t.records = <TlsRecords *>calloc(1, sizeof(TlsRecords))
+        if t.records == NULL:
+            return
+    keys = &t.records.tx if of_client != SSL_is_server(ssl) else &t.records.rx
+    p = strrchr(line, c' ') + 1
+    n = strlen(p) // 2
+    # not 0 but N: a later generation, whose count of records we do not have
+    if line[22] != c'0' or n > TLS_SECRET_MAX or keys.known:
+        t.records.unfit = True
+        return
+    keys.known = True
+    for i in range(n):
+        keys.secret[i] = <uint8_t>(_hex(p[2 * i]) << 4 | _hex(p[2 * i + 1]))
+
+
+cdef inline void _message_seen(
+    int sent, int version, int type, const void *data, size_t n, SSL *ssl, void *arg
+) noexcept nogil:
+    """OpenSSL's trace of messages: count the records under the keys of now. Finished was the last under others."""
+    cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
+    cdef TlsKeys *keys
+    if engine.current == NULL or engine.current.records == NULL:
+        return      # no secret of the application's yet, so no record either
+    keys = &engine.current.records.tx if sent else &engine.current.records.rx
+    if type == SSL3_RT_HEADER:
+        keys.sequence += 1
+    elif type == SSL3_RT_HANDSHAKE and (<const uint8_t *>data)[0] == SSL3_MT_FINISHED:
+        keys.sequence = 0
+    elif type == SSL3_RT_HANDSHAKE and (<const uint8_t *>data)[0] == SSL3_MT_KEY_UPDATE:
+        engine.current.records.unfit = True
+
+
+# making a context --------------------------------------------------------------------------------------
+
+cdef inline int _no_password(char *buf, int size, int rwflag, void *arg) noexcept nogil:
+    """An encrypted key is an error here, never a prompt on the terminal."""
+    return -1
+
+
+cdef inline bint _fail(char *err, size_t cap, const char *what) noexcept nogil:
+    """Say what is wrong, with OpenSSL's own word for it if there is one. Always False."""
+    cdef unsigned long code = ERR_peek_error()
+    cdef const char *detail = ERR_reason_error_string(code) if code else NULL
+    if detail != NULL:
+        snprintf(err, cap, b"%s (%s)", what, detail)
+    else:
+        snprintf(err, cap, b"%s", what)
+    return False
+
+
+cdef inline bint _load_chain(SSL_CTX *ctx, const char *pem, char *err, size_t cap) noexcept nogil:
+    """The leaf, then its issuers in the order they are sent."""
+    cdef BIO *bio = BIO_new_mem_buf(pem, -1)
+    cdef X509 *cert = NULL
+    cdef int n = 0
+    cdef bint ok = bio != NULL
+    while ok:
+        cert = PEM_read_bio_X509(bio, NULL, _no_password, NULL)
+        if cert == NULL:
+            break
+        if n == 0:
+            ok = SSL_CTX_use_certificate(ctx, cert) == 1
+            X509_free(cert)
+        elif SSL_CTX_add0_chain_cert(ctx, cert) != 1:
+            X509_free(cert)
+            ok = False
+        n += 1
+    BIO_free(bio)
+    # the end of the text looks like one more certificate that does not start
+    if not ok or n == 0 or ERR_GET_REASON(ERR_peek_error()) != PEM_R_NO_START_LINE:
+        return _fail(err, cap, b"the certificate is not readable as PEM")
+    ERR_clear_error()
+    return True
+
+
+cdef inline bint _load_key(SSL_CTX *ctx, const char *pem, char *err, size_t cap) noexcept nogil:
+    cdef BIO *bio = BIO_new_mem_buf(pem, -1)
+    cdef EVP_PKEY *key = NULL
+    cdef bint ok
+    if bio != NULL:
+        key = PEM_read_bio_PrivateKey(bio, NULL, _no_password, NULL)
+    BIO_free(bio)
+    if key == NULL:
+        return _fail(err, cap, b"the private key is not readable as unencrypted PEM")
+    ok = SSL_CTX_use_PrivateKey(ctx, key) == 1 and SSL_CTX_check_private_key(ctx) == 1
+    EVP_PKEY_free(key)
+    return True if ok else _fail(err, cap, b"the private key does not belong to the certificate")
+
+
+cdef inline bint _load_bundle(SSL_CTX *ctx, const char *pem, char *err, size_t cap) noexcept nogil:
+    cdef X509_STORE *store = SSL_CTX_get_cert_store(ctx)
+    cdef BIO *bio = BIO_new_mem_buf(pem, -1)
+    cdef X509 *cert = NULL
+    cdef int n = 0
+    cdef bint ok = bio != NULL
+    while ok:
+        cert = PEM_read_bio_X509(bio, NULL, _no_password, NULL)
+        if cert == NULL:
+            break
+        ok = X509_STORE_add_cert(store, cert) == 1
+        X509_free(cert)
+        n += 1
+    BIO_free(bio)
+    if not ok or n == 0 or ERR_GET_REASON(ERR_peek_error()) != PEM_R_NO_START_LINE:
+        return _fail(err, cap, b"the trust bundle is not readable as PEM")
+    ERR_clear_error()
+    # an issuing authority in the bundle is trusted as it stands
+    X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN)
+    return True
+
+
+cdef inline bint _trust_digest(TlsPolicy *policy, const char *bundle) noexcept nogil:
+    cdef EVP_MD_CTX *md = EVP_MD_CTX_new()
+    cdef unsigned int n = 0
+    cdef bint ok = md != NULL and EVP_DigestInit_ex(md, EVP_sha256(), NULL) == 1
+    # the domain with its NUL: no two pairs run together to the same bytes
+    ok = ok and EVP_DigestUpdate(md, policy.domain, policy.domain_len + 1) == 1
+    ok = ok and EVP_DigestUpdate(md, bundle, strlen(bundle)) == 1
+    ok = ok and EVP_DigestFinal_ex(md, policy.trust, &n) == 1
+    EVP_MD_CTX_free(md)
+    return ok
+
+
+cdef inline bint _set_parameters(SSL_CTX *ctx, bint server) noexcept nogil:
+    """Protocol, algorithms, modes: nothing here depends on the system's openssl.cnf."""
+    cdef bint ok = SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) == 1
+    ok = ok and SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) == 1
+    SSL_CTX_set_security_level(ctx, 2)
+    ok = ok and SSL_CTX_set_ciphersuites(
+        ctx, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+    ) == 1
+    ok = ok and SSL_CTX_set1_groups_list(ctx, b"X25519:P-256") == 1
+    # An idle connection keeps no record buffers. The chain is sent as it was loaded: searching for issuers in
+    # every handshake would cost a chain verification.
+    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_NO_AUTO_CHAIN)
+    # both ends are ours: no records that only disguise TLS 1.3 as 1.2
+    SSL_CTX_clear_options(ctx, SSL_OP_ENABLE_MIDDLEBOX_COMPAT)
+    SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE)
+    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL)
+    SSL_CTX_set_cert_verify_callback(ctx, _verify, NULL)
+    SSL_CTX_set_keylog_callback(ctx, _secret_made)
+    return ok
+
+
+cdef inline bint _set_resumption(
+    SSL_CTX *ctx, TlsPolicy *policy, bint server, const unsigned char *ticket_keys
+) noexcept nogil:
+    cdef bint ok = SSL_CTX_set_session_id_context(ctx, policy.trust, sizeof(policy.trust)) == 1
+    SSL_CTX_set_timeout(ctx, TLS_TICKET_SECONDS)
+    if not server:
+        SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL)
+        SSL_CTX_sess_set_new_cb(ctx, _session_new)
+        return ok
+    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF)
+    if ticket_keys == NULL:
+        SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET)
+        return ok and SSL_CTX_set_num_tickets(ctx, 0) == 1
+    ok = ok and SSL_CTX_set_num_tickets(ctx, 1) == 1
+    ok = ok and SSL_CTX_set_session_ticket_cb(ctx, _ticket_made, _ticket_read, NULL) == 1
+    return ok and SSL_CTX_set_tlsext_ticket_keys(ctx, <void *>ticket_keys, TLS_TICKET_KEYS) == 1
+
+
+cdef inline bint _set_alpn(
+    SSL_CTX *ctx, TlsPolicy *policy, bint server, const unsigned char *alpn, size_t n
+) noexcept nogil:
+    if alpn == NULL or n == 0:
+        return True
+    if n > sizeof(policy.alpn):
+        return False
+    memcpy(policy.alpn, alpn, n)
+    policy.alpn_len = n
+    if not server:
+        return SSL_CTX_set_alpn_protos(ctx, alpn, <unsigned int>n) == 0
+    SSL_CTX_set_alpn_select_cb(ctx, _alpn_select, policy)
+    return True
+
+
+cdef inline TlsPolicy *_policy_new(SSL_CTX *ctx, const char *trust_domain) noexcept nogil:
+    """A policy that hangs on the context and goes with it."""
+    cdef TlsPolicy *policy
+    policy = <TlsPolicy *>calloc(1, sizeof(TlsPolicy))
+    if policy == NULL:
+        return NULL
+    if SSL_CTX_set_ex_data(ctx, fm_tls_policy_slot(_policy_free), policy) != 1:
+        free(policy)
+        return NULL
+    policy.domain_len = strlen(trust_domain)
+    memcpy(policy.domain, trust_domain, policy.domain_len)
+    return policy
+
+
+cdef inline SSL_CTX *tls_context(
+    bint server,
+    const char *cert_pem,
+    const char *key_pem,
+    const char *bundle_pem,
+    const char *trust_domain,
+    const unsigned char *ticket_keys,
+    const unsigned char *alpn,
+    size_t alpn_len,
+    char *err,
+    size_t err_cap,
+) noexcept nogil:
+    """A context for mutual TLS 1.3 in a trust domain; NULL and a sentence in `err` if the material is bad.
+
+    `cert_pem`: leaf, then issuers. `ticket_keys`: TLS_TICKET_KEYS bytes, the same in all workers (server; NULL:
+    no resumption). `alpn`: protocols in wire form, in the order of preference; NULL: none is negotiated.
+    """
+    cdef SSL_CTX *ctx = NULL
+    cdef TlsPolicy *policy
+    cdef bint ok
+    if not svid_domain_valid(trust_domain, strlen(trust_domain)):
+        _fail(err, err_cap, b"the trust domain is not a valid name")
+        return NULL
+    ERR_clear_error()
+    ctx = SSL_CTX_new(TLS_server_method() if server else TLS_client_method())
+    policy = _policy_new(ctx, trust_domain) if ctx != NULL else NULL
+    if policy == NULL or not (
+        _trust_digest(policy, bundle_pem)
+        and _set_parameters(ctx, server)
+        and _set_resumption(ctx, policy, server, ticket_keys)
+        and _set_alpn(ctx, policy, server, alpn, alpn_len)
+    ):
+        ok = _fail(err, err_cap, b"OpenSSL refuses to make a TLS context")
+    else:
+        ok = (
+            _load_chain(ctx, cert_pem, err, err_cap)
+            and _load_key(ctx, key_pem, err, err_cap)
+            and _load_bundle(ctx, bundle_pem, err, err_cap)
+        )
+    if ok:
+        return ctx
+    ERR_clear_error()
+    SSL_CTX_free(ctx)
+    return NULL

@@ -1,0 +1,77 @@
+# What the parts of TLS share: the engine, a connection, a context's policy, and the words between them.
+# Only structs and constants; who owns what is said in tls.pxd (engine, connection) and tls_context.pxd (policy).
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+
+from fastmesh.core.sys.openssl cimport BIO, BIO_METHOD, SSL, SSL_SESSION, X509
+from fastmesh.core.wire.svid cimport SVID_DOMAIN_MAX
+from fastmesh.core.wire.tls_record cimport TlsRecords, TlsSuite
+
+cdef enum:
+    TLS_EOF = -1000             # the peer said close_notify: a proper end
+    TLS_TRUNCATED = -1001       # input ended without it: what came may not be all
+    TLS_SINK_FULL = -1002       # nothing lost: send what is in the sink, then call again with the same arguments
+
+    TLS_SLACK = 256             # a key update and an alert may go along with records
+    TLS_FLIGHT_ROOM = 32768     # free sink bytes with which a handshake call never finds it full
+
+cdef enum:
+    TLS_ALPN_MAX = 64
+    TLS_TICKET_KEYS = 80        # bytes: 16 name, 32 HMAC, 32 AES
+    TLS_TICKET_SECONDS = 7200
+    TLS_PEER_SETS = 64
+    TLS_PEER_WAYS = 4
+
+cdef struct TlsEngine:
+    # one per worker: the memory under OpenSSL. All connections share one BIO, as only one is driven at a time.
+    # The engine must not move while a connection of it lives.
+    BIO_METHOD *method
+    BIO *bio
+    const char *in_ptr          # ciphertext received: the caller sets it, OpenSSL consumes it
+    size_t in_len
+    char *out                   # ciphertext to send: appended here; the caller sends it and resets out_len
+    size_t out_len
+    size_t out_cap
+    bint eof                    # no more input will ever come for the connection that is driven
+    bint own_records            # set by the caller: connections leave OpenSSL's record layer after the handshake
+    bint starved                # the last call asked for more input than there was
+    bint full                   # the last call had more output than there was room
+    Tls *current                # the connection that OpenSSL is driving: what the callbacks look at
+    TlsSuite suites[3]
+
+cdef struct Tls:
+    SSL *ssl                    # NULL before tls_open, and after the handshake if records has taken over
+    TlsRecords *records         # secrets of the handshake, then the protection of records; or NULL
+    SSL_SESSION **session_slot  # client, set by the caller before tls_open: the newest session is kept there; or NULL
+    const char *expect          # the ID the peer must prove, lent until the handshake is over; or NULL
+    uint16_t expect_len
+    uint16_t flags              # enum TlsFlag
+    uint8_t failed              # enum Reason: the connection is broken, every further call says so
+
+cdef enum TlsFlag:
+    TLS_F_SERVER = 1
+    TLS_F_DONE = 2              # handshake over
+    TLS_F_HEARD = 4             # some input came
+    TLS_F_DATA = 8              # some application data came
+    TLS_F_H1 = 16
+    TLS_F_H2 = 32
+    TLS_F_EOF = 64              # close_notify came
+    TLS_F_BYE = 128             # close_notify sent
+    TLS_F_RESUMED = 256
+    TLS_F_TICKET = 512          # client: a ticket came
+
+cdef struct TlsPeer:
+    X509 *leaf
+    int64_t from_time           # seconds since 1970: when the whole chain is valid; to_time -1: it was not verified
+    int64_t to_time
+    uint32_t used               # clock of the set: the least recently used way is replaced
+
+cdef struct TlsPolicy:
+    char domain[SVID_DOMAIN_MAX + 1]
+    size_t domain_len
+    unsigned char alpn[TLS_ALPN_MAX]
+    size_t alpn_len
+    unsigned char trust[32]     # digest of trust domain and bundle: sessions do not outlive it
+    uint32_t clock
+    TlsPeer peers[TLS_PEER_SETS * TLS_PEER_WAYS]
