@@ -1,0 +1,220 @@
+"""What no single setting can tell: the checks between settings, each reported at the line it is about.
+
+They run on whatever the walk could make of the file, also when there were errors, so that one run shows
+everything. A value that is `INVALID` was reported already and is never reported again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from fastmesh.config.errors import nearest, plain, shown
+from fastmesh.config.positions import Where
+from fastmesh.config.schema import AllowRule, Config, Listener, Service
+from fastmesh.config.values import MAX_UNIX_PATH, Address, alternatives
+
+
+class _Invalid:
+    """Stands for a value that was refused: equal to nothing, so that no comparison takes it for a value."""
+
+    def __repr__(self) -> str:
+        return "INVALID"
+
+
+INVALID: Final[Any] = _Invalid()
+
+Report = Callable[[Where, str], None]
+
+_TLS_BY_ROLE: Final = {
+    "edge": ("none",),
+    "outbound": ("none",),
+    "inbound": ("mesh", "permissive", "none"),
+}
+_WHY_NO_TLS: Final = {
+    "edge": "clients outside the mesh have no identity",
+    "outbound": "the application calls in plaintext",
+}
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def check(config: Config, base: Path, report: Report) -> None:
+    """Report everything that is wrong between the settings; `base` is the directory of the file."""
+    _Checks(config, base, report).run()
+
+
+def listener_tls(listener: Listener) -> str:
+    """The TLS mode of a listener: as written, or what its role implies."""
+    return listener.tls or ("mesh" if listener.role == "inbound" else "none")
+
+
+def located(base: Path, path: str) -> str:
+    """A path of the file as an absolute one."""
+    return str(base / path)
+
+
+class _Checks:
+    def __init__(self, config: Config, base: Path, report: Report) -> None:
+        self.config = config
+        self.base = base
+        self.report = report
+        self.listeners = list(_valid(config.listeners))
+        services = {} if config.services is INVALID else config.services
+        self.services: dict[str, Service] = {k: v for k, v in services.items() if v is not INVALID}
+
+    def run(self) -> None:
+        self.identity()
+        self.unique_names()
+        self.unique_binds()
+        for index, listener in self.listeners:
+            where = ("listeners", index)
+            self.role(where, listener)
+            self.target(where, listener)
+            for number, rule in _valid(listener.allow or []):
+                self.rule((*where, "allow", number), listener, rule)
+            self.loops(listener)
+        for name in self.services:
+            for index, address in self.endpoints(name):
+                self.endpoint(("services", name, "endpoints", index), address)
+
+    def identity(self) -> None:
+        keys = ("workload", "trust_domain", "pki")
+        missing = tuple(f"`{key}`" for key in keys if getattr(self.config, key) is None)
+        if not missing:
+            return
+        needed = f"needs an identity, expected {alternatives(missing, 'and')} at the top of the file"
+        for index, listener in self.listeners:
+            tls = listener_tls(listener)
+            if tls in ("mesh", "permissive"):
+                implied = "" if listener.tls else f" (the default with role: {listener.role})"
+                self.report(("listeners", index, "tls"), f"tls: {tls}{implied} {needed}")
+        for name, service in self.services.items():
+            if service.tls == "mesh":
+                self.report(("services", name, "tls"), f"tls: mesh {needed}")
+
+    def unique_names(self) -> None:
+        first: dict[str, int] = {}
+        for index, listener in self.listeners:
+            name = listener.name
+            if name is INVALID:
+                continue
+            if name in first:
+                message = f"two listeners named {shown(name)}, expected a name of its own"
+                self.report(("listeners", index, "name"), message)
+            first.setdefault(name, index)
+
+    def unique_binds(self) -> None:
+        taken: dict[tuple[str, int], str] = {}
+        admin = self.config.admin
+        if admin is not None and admin is not INVALID:
+            if admin.path is not None:
+                self.report(("admin",), f"{shown(str(admin))} is a Unix socket, expected host:port or off")
+            elif (key := self.key(admin)) is not None:
+                taken[key] = "`admin`"
+        for index, listener in self.listeners:
+            bind = listener.bind
+            if bind is INVALID:
+                continue
+            where = ("listeners", index, "bind")
+            self.socket_path(where, bind)
+            key = self.key(bind)
+            if key is None:
+                continue
+            if key in taken:
+                self.report(
+                    where, f"{shown(str(bind))} is the address of {taken[key]} too, expected one of its own"
+                )
+            name = f"number {index + 1}" if listener.name is INVALID else shown(listener.name)
+            taken.setdefault(key, f"listener {name}")
+
+    def role(self, where: Where, listener: Listener) -> None:
+        role, tls = listener.role, listener_tls(listener)
+        if role is INVALID:
+            return
+        if tls is not INVALID and tls not in _TLS_BY_ROLE[role]:
+            message = f"tls: {tls} with role: {role}, expected none ({_WHY_NO_TLS[role]}) or role: inbound"
+            self.report((*where, "tls"), message)
+        elif listener.allow is not None and tls == "none":
+            message = "allow on a listener whose callers have no identity"
+            wanted = "expected tls: mesh or permissive, with role: inbound"
+            self.report((*where, "allow"), f"{message}, {wanted}")
+        if listener.to is not None:
+            return
+        if role != "outbound":
+            self.report(where, f"role: {role} without 'to', expected the service that it goes to")
+        elif listener.protocol == "tcp":
+            message = "protocol: tcp without 'to', expected the service that it goes to (only HTTP names one)"
+            self.report(where, message)
+
+    def rule(self, where: Where, listener: Listener, rule: AllowRule) -> None:
+        if listener.protocol != "tcp":
+            return
+        for key in ("methods", "paths"):
+            if getattr(rule, key) is not None:
+                message = f"{key} in a rule of a tcp listener, expected only 'from' (opaque TCP has no {key})"
+                self.report((*where, key), message)
+
+    def target(self, where: Where, listener: Listener) -> None:
+        to, services = listener.to, self.config.services
+        if to is None or INVALID in (to, services) or to in services:
+            return
+        near = nearest(to, services)
+        if near:
+            wanted = shown(near)
+        elif services:
+            wanted = alternatives(tuple(plain(name) for name in list(services)[:10]))
+        else:
+            wanted = "a service of that name under `services`"
+        self.report((*where, "to"), f"unknown service {shown(to)}, expected {wanted}")
+
+    def loops(self, listener: Listener) -> None:
+        """A service that a listener leads to must not have that listener as its endpoint."""
+        if INVALID in (listener.bind, listener.to, listener.name) or self.key(listener.bind) is None:
+            return
+        own = {self.key(listener.bind)}
+        if listener.bind.host in _WILDCARDS:
+            own.add((_WILDCARDS[listener.bind.host], listener.bind.port))
+        for name in self.services if listener.to is None else [listener.to]:
+            for index, address in self.endpoints(name):
+                if self.key(address) in own:
+                    what = f"{shown(str(address))} is the address of listener {shown(listener.name)}"
+                    wanted = "expected where the service itself listens"
+                    where = ("services", name, "endpoints", index)
+                    self.report(where, f"{what} that leads here, {wanted}")
+
+    def endpoint(self, where: Where, address: Address) -> None:
+        self.socket_path(where, address)
+        if address.path is None and not address.port:
+            self.report(where, f"{shown(str(address))} has port 0, expected the port of the service")
+        if address.host in _WILDCARDS:
+            one = Address(_WILDCARDS[address.host], address.port)
+            self.report(
+                where, f"{shown(str(address))} is no address to connect to, expected one such as {one}"
+            )
+
+    def endpoints(self, name: str) -> Iterator[tuple[int, Address]]:
+        if name in self.services:
+            for index, endpoint in _valid(self.services[name].endpoints):
+                if endpoint.address is not INVALID:
+                    yield index, endpoint.address
+
+    def socket_path(self, where: Where, address: Address) -> None:
+        if address.path is None:
+            return
+        length = len(os.fsencode(located(self.base, address.path)))
+        if length > MAX_UNIX_PATH:
+            self.report(where, f"the socket path is {length} bytes long, expected at most {MAX_UNIX_PATH}")
+
+    def key(self, address: Address) -> tuple[str, int] | None:
+        """What two equal addresses have in common; None when the system chooses the port."""
+        if address.path is not None:
+            return os.path.normpath(located(self.base, address.path)), -1
+        return (address.host, address.port) if address.port else None
+
+
+def _valid(items: Any) -> Iterator[tuple[int, Any]]:
+    """The entries of a list that were not refused, with their index."""
+    if items is not INVALID:
+        yield from ((index, item) for index, item in enumerate(items) if item is not INVALID)

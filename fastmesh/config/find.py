@@ -1,0 +1,23 @@
+"""Which configuration file a command means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fastmesh.config.errors import ConfigError, ConfigErrors
+
+DEFAULT_FILES: Final = (Path("fastmesh.yaml"), Path("/etc/fastmesh/fastmesh.yaml"))
+
+
+def find_config(given: Path | None) -> Path:
+    """The file that was given, else the first of `DEFAULT_FILES` that is there. Raises `ConfigErrors`."""
+    if given is not None:
+        return given
+    for path in DEFAULT_FILES:
+        # A dangling link or a directory of that name is meant too: `load` then says what is wrong with it.
+        if path.exists() or path.is_symlink():
+            return path
+    here, system = DEFAULT_FILES
+    message = f"does not exist, nor does {system}: give a file with -c, or write one with `fastmesh init`"
+    raise ConfigErrors([ConfigError(str(here), 0, 0, message)])

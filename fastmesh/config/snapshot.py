@@ -1,0 +1,221 @@
+"""A checked configuration into the snapshot that workers run: resolved, flat, immutable, numbered.
+
+What depends on the machine happens here and nowhere earlier: host names are resolved, the identity is read
+from the PKI directory, CPUs are counted. Equal inputs give equal snapshots (`digest`), so that nothing is
+applied twice. The result is plain JSON data; `identity.key` is the only secret in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import socket
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from fastmesh.config.checks import listener_tls, located
+from fastmesh.config.cpus import usable_cpus
+from fastmesh.config.errors import ConfigError, ConfigErrors, shown
+from fastmesh.config.loader import Loaded
+from fastmesh.config.positions import Where
+from fastmesh.config.schema import MAX_SERVICES, AllowRule, Config, Listener, Service
+from fastmesh.config.values import Address
+
+FORMAT: Final = 1
+
+
+def make_snapshot(
+    loaded: Loaded,
+    number: int = 1,
+    workers: int | None = None,
+    slots: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The snapshot of a configuration, as JSON data.
+
+    `workers` overrides the file (the command line does). `slots` are the counter rows that services had in
+    the snapshot before, by name: they keep them, so that counters survive a reload.
+
+    Raises `ConfigErrors` when a host name cannot be resolved, `fastmesh.certs.store.PkiError` when the
+    identity cannot be loaded.
+    """
+    config = loaded.config
+    resolver = _Resolver(loaded)
+    names = list(config.services)
+    rows = _assign_slots(names, slots or {})
+    listeners = [
+        _listener(config, resolver, listener, ("listeners", index), names)
+        for index, listener in enumerate(config.listeners)
+    ]
+    services = [
+        _service(config, resolver, name, service, rows[name]) for name, service in config.services.items()
+    ]
+    admin = _admin(config, resolver, explicit=loaded.positions.key(("admin",)) is not None)
+    if resolver.errors:
+        raise ConfigErrors(resolver.errors)
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "source": loaded.path.name,
+        "workload": config.workload,
+        "trust_domain": config.trust_domain,
+        "identity": _identity(loaded),
+        "workers": workers or config.workers or usable_cpus(),
+        "drain_ms": config.drain,
+        "admin": admin,
+        "access_log": _access_log(loaded),
+        "listeners": listeners,
+        "services": services,
+    }
+    return {"number": number, "digest": hashlib.sha256(msgspec.json.encode(body)).hexdigest(), **body}
+
+
+def needs_identity(config: Config) -> bool:
+    """Whether anything in the configuration speaks mutual TLS."""
+    return any(listener_tls(listener) != "none" for listener in config.listeners) or any(
+        service.tls == "mesh" for service in config.services.values()
+    )
+
+
+def _assign_slots(names: list[str], before: Mapping[str, int]) -> dict[str, int]:
+    """A row for each name: its own from before, else one that nobody had, else one that is free again."""
+    kept = {name: before[name] for name in names if name in before}
+    used = set(kept.values())
+    fresh = [row for row in range(MAX_SERVICES) if row not in used]
+    fresh.sort(key=lambda row: row in before.values())
+    free = iter(fresh)
+    return {name: kept[name] if name in kept else next(free) for name in names}
+
+
+def _identity(loaded: Loaded) -> dict[str, str] | None:
+    config = loaded.config
+    if not needs_identity(config):
+        return None
+    from fastmesh.certs.store import load_identity  # brings in `ssl`: only those who need it pay
+
+    assert config.pki is not None and config.workload is not None  # checks.py
+    directory = loaded.path.parent / config.pki
+    identity = load_identity(directory, config.workload, trust_domain=config.trust_domain)
+    return {"certificate": identity.certificate, "key": identity.key, "bundle": identity.bundle}
+
+
+def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any] | None:
+    if config.admin is None:
+        return None
+    address = resolver.one(config.admin, ("admin",))
+    return {"host": address["host"], "port": address["port"], "explicit": explicit}
+
+
+def _access_log(loaded: Loaded) -> dict[str, Any] | None:
+    log = loaded.config.telemetry.access_log
+    if log is None:
+        return None
+    return {"path": located(loaded.path.parent, log.path), "format": log.format, "sample": log.sample}
+
+
+def _listener(
+    config: Config, resolver: _Resolver, listener: Listener, where: Where, names: list[str]
+) -> dict[str, Any]:
+    by_host = listener.to is None
+    return {
+        "name": listener.name,
+        "role": listener.role,
+        "bind": resolver.one(listener.bind, (*where, "bind")),
+        "protocol": "http" if by_host and listener.protocol == "auto" else listener.protocol,
+        "tls": listener_tls(listener),
+        "service": -1 if listener.to is None else names.index(listener.to),
+        "allow": None if listener.allow is None else [_rule(config, rule) for rule in listener.allow],
+        "header_timeout_ms": listener.header_timeout,
+        "idle_timeout_ms": listener.idle_timeout,
+        "stream_idle_timeout_ms": listener.stream_idle_timeout,
+        "tcp_idle_timeout_ms": listener.tcp_idle_timeout,
+        "max_connections": listener.max_connections or 0,
+        "forwarded": {
+            "x_forwarded": listener.forwarded.x_forwarded,
+            "forwarded": listener.forwarded.forwarded,
+            "via": listener.forwarded.via,
+        },
+    }
+
+
+def _rule(config: Config, rule: AllowRule) -> dict[str, Any]:
+    return {
+        "from": [
+            one if one == "*" or one.startswith("spiffe:") else spiffe_id(config, one) for one in rule.from_
+        ],
+        "methods": rule.methods,
+        "paths": rule.paths,
+    }
+
+
+def spiffe_id(config: Config, workload: str) -> str:
+    """The SPIFFE ID of a workload of the own trust domain."""
+    return f"spiffe://{config.trust_domain}/{workload}"
+
+
+def _service(config: Config, resolver: _Resolver, name: str, service: Service, slot: int) -> dict[str, Any]:
+    endpoints: list[dict[str, Any]] = []
+    for index, endpoint in enumerate(service.endpoints):
+        where = ("services", name, "endpoints", index)
+        endpoints.extend(one for one in resolver.all(endpoint.address, where) if one not in endpoints)
+    return {
+        "name": name,
+        "slot": slot,
+        "tls": service.tls,
+        "spiffe_id": spiffe_id(config, name) if service.tls == "mesh" else None,
+        "endpoints": endpoints,
+        "connect_timeout_ms": service.connect_timeout,
+        "response_timeout_ms": service.response_timeout,
+        "pool_idle_max": service.pool.idle_max,
+        "pool_idle_timeout_ms": service.pool.idle_timeout,
+        "reuse_retry": service.reuse_retry,
+    }
+
+
+class _Resolver:
+    """Addresses of the file into addresses of the system; every name is looked up once."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.errors: list[ConfigError] = []
+        self.known: dict[str, list[str]] = {}
+
+    def all(self, address: Address, where: Where) -> list[dict[str, Any]]:
+        """Every address, IPv4 before IPv6, in an order that does not change with the name server's."""
+        if address.path is not None:
+            path = located(self.loaded.path.parent, address.path)
+            return [{"family": "unix", "host": None, "port": 0, "path": path}]
+        if address.host not in self.known:
+            try:
+                self.known[address.host] = _lookup(address.host)
+            except OSError as error:
+                place = self.loaded.positions.of(where)
+                what = f"host name {shown(address.host)} cannot be resolved ({error.strerror or error})"
+                self.errors.append(
+                    ConfigError(
+                        self.loaded.name, *place, f"{what}, expected a name that the system can look up"
+                    )
+                )
+                return []
+        return [
+            {"family": "inet6" if ":" in host else "inet", "host": host, "port": address.port, "path": None}
+            for host in self.known[address.host]
+        ]
+
+    def one(self, address: Address, where: Where) -> dict[str, Any]:
+        """The first address: what a listener binds. Empty when there is an error."""
+        found = self.all(address, where)
+        return found[0] if found else {"host": None, "port": 0}
+
+
+def _lookup(host: str) -> list[str]:
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        pass
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    # A link-local address needs a zone, which endpoints do not carry: it could not be reached.
+    hosts = {str(info[4][0]) for info in found if "%" not in str(info[4][0])}
+    if not hosts:
+        raise OSError("it has no address")
+    return sorted(hosts, key=lambda host: (ip := ipaddress.ip_address(host)) and (ip.version, int(ip)))

@@ -1,0 +1,319 @@
+"""The kinds of scalar a setting can be: how its text is read, what is expected, how it is shown.
+
+A kind turns the text of one YAML scalar into a value, or raises `ValueError` with "what was found,
+what was expected". Every pattern is matched with `fullmatch` (a `$` would accept a trailing newline).
+Durations are milliseconds, percents fractions, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from fastmesh.certs import spiffe
+from fastmesh.config.errors import nearest, shown
+
+MAX_DURATION_MS: Final = 30 * 24 * 3600 * 1000  # below 2**32, so that the core can hold it in 32 bits
+MAX_UNIX_PATH: Final = 107  # sun_path of sockaddr_un without its NUL
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """A kind of scalar. `pattern` is what an editor can check (JSON Schema); `parse` is what counts."""
+
+    name: str
+    expected: str
+    parse: Callable[[str], Any]
+    pattern: str | None = None
+    show: Callable[[Any], str] = str  # the text that `parse` reads as this value
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to listen or to connect: host and port, or the path of a Unix socket (`host` is then empty)."""
+
+    host: str = ""
+    port: int = 0
+    path: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# -- durations, sizes, percents ---------------------------------------------------------------------
+
+_DURATION_UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION_PART: Final = re.compile(r"([0-9]{1,10})(ms|s|m|h|d)")
+_DURATION: Final = r"([0-9]{1,10}d)?([0-9]{1,10}h)?([0-9]{1,10}m)?([0-9]{1,10}s)?([0-9]{1,10}ms)?"
+_DURATION_EXPECTED: Final = "a duration such as 250ms, 10s or 1m30s"
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+def parse_duration(text: str) -> int:
+    """`1m30s` as milliseconds. Units d, h, m, s, ms, each at most once and in this order."""
+    if _NUMBER.fullmatch(text):
+        raise ValueError(f"{shown(text)} has no unit, expected {_DURATION_EXPECTED}")
+    if not text or re.fullmatch(_DURATION, text) is None:
+        raise ValueError(f"{shown(text)} is not a duration, expected {_DURATION_EXPECTED}")
+    total = sum(int(n) * _DURATION_UNITS[unit] for n, unit in _DURATION_PART.findall(text))
+    if total > MAX_DURATION_MS:
+        raise ValueError(f"{shown(text)} is too long, expected at most {format_duration(MAX_DURATION_MS)}")
+    return total
+
+
+def format_duration(milliseconds: int) -> str:
+    """The text that `parse_duration` reads as this many milliseconds."""
+    text, rest = "", milliseconds
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, rest = divmod(rest, _DURATION_UNITS[unit])
+        if count:
+            text += f"{count}{unit}"
+    return text or "0s"
+
+
+_SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)")
+_SIZE_EXPECTED: Final = "a size such as 512B, 64KiB or 1MiB"
+
+
+def parse_size(text: str) -> int:
+    """`64KiB` as bytes. Units B, KiB, MiB, GiB: powers of two only, because KB means two things."""
+    if _NUMBER.fullmatch(text):
+        raise ValueError(f"{shown(text)} has no unit, expected {_SIZE_EXPECTED}")
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{shown(text)} is not a size, expected {_SIZE_EXPECTED}")
+    return int(match[1]) * _SIZE_UNITS[match[2]]
+
+
+_PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
+_PERCENT_EXPECTED: Final = "a percentage from 0% to 100%, such as 1% or 0.5%"
+
+
+def parse_percent(text: str) -> float:
+    """`1%` as the fraction 0.01."""
+    match = _PERCENT.fullmatch(text)
+    if match is None or float(match[1]) > 100:
+        raise ValueError(f"{shown(text)} is not a percentage, expected {_PERCENT_EXPECTED}")
+    return float(match[1]) / 100
+
+
+def format_percent(fraction: float) -> str:
+    """The text that `parse_percent` reads as this fraction."""
+    return f"{fraction * 100:.6g}%"
+
+
+# -- names ------------------------------------------------------------------------------------------
+
+_DNS_NAME: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+_SERVICE_RULE: Final = (
+    "a DNS name: a-z, 0-9 and dashes inside, in parts of at most 63 characters between dots"
+)
+_LISTENER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def parse_service_name(text: str) -> str:
+    """A service is called by its name; with `tls: mesh` it is the name of the workload that must answer."""
+    try:
+        return spiffe.workload(text)
+    except spiffe.SpiffeError:
+        raise ValueError(f"{shown(text)} is not a service name, expected {_SERVICE_RULE}") from None
+
+
+def parse_listener_name(text: str) -> str:
+    """A listener's name is a label of metrics and logs, nothing else."""
+    if _LISTENER.fullmatch(text):
+        return text
+    rule = "letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit"
+    raise ValueError(f"{shown(text)} is not a listener name, expected {rule}")
+
+
+# -- addresses --------------------------------------------------------------------------------------
+
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_HOST: Final = re.compile(
+    r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+)
+_ADDRESS_EXPECTED: Final = "host:port, [::1]:port or unix:/path"
+
+
+def parse_address(text: str) -> Address:
+    """`host:port`, `[v6]:port` or `unix:/path`. IP addresses are normalised, so that equal ones are equal."""
+    if text.startswith("unix:"):
+        return _unix_address(text)
+    if "://" in text:
+        raise ValueError(f"{shown(text)} is a URL, expected {_ADDRESS_EXPECTED}")
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not rest.startswith(":"):
+            raise ValueError(f"{shown(text)} is not an address, expected {_ADDRESS_EXPECTED}")
+        port = rest[1:]
+        host = _ipv6(text, host)
+    else:
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            what = "has no port" if _HOST.fullmatch(text) else "is not an address"
+            raise ValueError(f"{shown(text)} {what}, expected {_ADDRESS_EXPECTED}")
+        if ":" in host:
+            raise ValueError(
+                f"{shown(text)} is not an address, expected an IPv6 address in brackets, such as [::1]:8080"
+            )
+        host = _host(text, host)
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        raise ValueError(f"{shown(port)} is not a port, expected a number up to 65535")
+    return Address(host=host, port=int(port))
+
+
+def _unix_address(text: str) -> Address:
+    path = text.removeprefix("unix:")
+    if not path or path.endswith("/"):
+        raise ValueError(f"{shown(text)} names no file, expected unix:/path")
+    if path.startswith("@") or "\0" in path:
+        raise ValueError(f"{shown(text)} is an abstract socket name, expected unix:/path of a file")
+    return Address(path=path)
+
+
+def _ipv6(text: str, host: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is not an address, expected an IPv6 address in the brackets"
+        ) from None
+    if address.scope_id is not None:
+        raise ValueError(f"{shown(text)} has a zone, expected an IPv6 address without one") from None
+    return str(address)
+
+
+def _host(text: str, host: str) -> str:
+    if not host:
+        raise ValueError(
+            f"{shown(text)} has no host, expected {_ADDRESS_EXPECTED} (0.0.0.0 and [::] mean all interfaces)"
+        )
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise ValueError(
+                f"{shown(text)} is not an address, {shown(host)} is no IPv4 address, "
+                f"expected {_ADDRESS_EXPECTED}"
+            ) from None
+    if len(host) > 253 or not _HOST.fullmatch(host):
+        raise ValueError(
+            f"{shown(text)} is not an address, {shown(host)} is no host name, expected {_ADDRESS_EXPECTED}"
+        )
+    return host.lower()
+
+
+# -- paths ------------------------------------------------------------------------------------------
+
+
+def parse_path(text: str) -> str:
+    """A file or directory, as written: the snapshot resolves it against the configuration file."""
+    if not text:
+        raise ValueError("an empty text, expected a path")
+    if "\0" in text:
+        raise ValueError(f"{shown(text)} is not a path, expected one without NUL")
+    if text == "-":
+        raise ValueError("'-' is not a path, expected a file (standard output is /dev/stdout)")
+    return text
+
+
+# -- access rules -----------------------------------------------------------------------------------
+
+_FROM_EXPECTED: Final = (
+    "a workload name, a SPIFFE ID such as spiffe://mesh.local/svc-a, one of them ending in '*', "
+    "or '*' for any identity"
+)
+
+
+def parse_from(text: str) -> str:
+    """Whom a rule speaks about. The `*` of a prefix never stands in the trust domain."""
+    if text == "*":
+        return text
+    # A prefix is fine when one more character would make it whole.
+    whole = f"{text[:-1]}x" if text.endswith("*") else text
+    try:
+        if not whole.startswith("spiffe:"):
+            spiffe.workload(whole)
+            return text
+        if spiffe.parse(whole).path:
+            return text
+    except spiffe.SpiffeError:
+        pass
+    raise ValueError(f"{shown(text)} is not an identity, expected {_FROM_EXPECTED}")
+
+
+_METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+
+
+def parse_method(text: str) -> str:
+    """A method is case-sensitive (RFC 9110, 9.1): `get` would be a rule that never matches."""
+    if text not in _METHODS and text.upper() in _METHODS:
+        raise ValueError(
+            f"{shown(text)} is not a method, expected '{text.upper()}' (methods are case-sensitive)"
+        )
+    if not _METHOD.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a method, expected a token such as GET")
+    if "*" in text:
+        raise ValueError(
+            f"{shown(text)} is not a method, expected a token such as GET (leave `methods` out for all)"
+        )
+    return text
+
+
+_PATH_PATTERN: Final = re.compile(r"/[!$%&'()+,./:;=@_~A-Za-z0-9-]*\*?")
+
+
+def parse_path_pattern(text: str) -> str:
+    """A path, exact or a prefix that ends in `*`."""
+    if not _PATH_PATTERN.fullmatch(text):
+        expected = "expected a path such as /health, or a prefix such as /api/*"
+        raise ValueError(f"{shown(text)} is not a path, {expected}")
+    return text
+
+
+# -- the kinds --------------------------------------------------------------------------------------
+
+DURATION: Final = Kind(
+    "duration", _DURATION_EXPECTED, parse_duration, rf"^(?=.){_DURATION}$", format_duration
+)
+SIZE: Final = Kind("size", _SIZE_EXPECTED, parse_size, r"^[0-9]+(B|KiB|MiB|GiB)$")
+PERCENT: Final = Kind(
+    "percentage", _PERCENT_EXPECTED, parse_percent, r"^[0-9]{1,3}(\.[0-9]{1,6})?%$", format_percent
+)
+ADDRESS: Final = Kind(
+    "address",
+    _ADDRESS_EXPECTED,
+    parse_address,
+    r"^(unix:.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[^:\[\]]+:[0-9]{1,5})$",
+)
+PATH: Final = Kind("path", "a path", parse_path)
+SERVICE_NAME: Final = Kind("name", "a service name", parse_service_name, f"^{_DNS_NAME}$")
+WORKLOAD: Final = Kind("name", "a workload name", spiffe.workload, f"^{_DNS_NAME}$")
+LISTENER_NAME: Final = Kind("name", "a listener name", parse_listener_name, f"^{_LISTENER.pattern}$")
+TRUST_DOMAIN: Final = Kind("name", "a trust domain", spiffe.trust_domain, r"^[a-z0-9._-]{1,255}$")
+FROM: Final = Kind("identity", _FROM_EXPECTED, parse_from)
+METHOD: Final = Kind("method", "a method such as GET", parse_method)
+PATH_PATTERN: Final = Kind(
+    "path pattern", "a path such as /health, or a prefix such as /api/*", parse_path_pattern, r"^/"
+)
+
+
+def one_of(text: str, choices: tuple[str, ...]) -> str:
+    """`text`, when it is one of `choices`."""
+    if text in choices:
+        return text
+    near = nearest(text, choices)
+    hint = f" (did you mean {shown(near)}?)" if near else ""
+    raise ValueError(f"{shown(text)}, expected {alternatives(choices)}{hint}")
+
+
+def alternatives(words: tuple[str, ...], last: str = "or") -> str:
+    """`a, b or c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
