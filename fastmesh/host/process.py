@@ -1,0 +1,103 @@
+"""Making processes: fork, what a child may keep open, how it ended; and a line for the operator."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+from fastmesh.host.signals import WATCHED, ignore_in_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_PR_SET_PDEATHSIG = 1
+# What a shell returns for a program that it cannot run.
+_EXIT_NOT_RUN = 127
+
+
+def say(text: str, prefix: str = "fastmesh: ") -> None:
+    """A line for the operator, on stderr. Nobody reading it is no reason to stop."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{prefix}{text}\n".encode())
+
+
+def fork(child: Callable[[], int], keep: Iterable[int]) -> int:
+    """Run `child` in a new process, which keeps open only its standard streams and the descriptors in `keep`.
+
+    Its result is the exit code. Returns the pid. The child never returns into the caller's code, and runs no
+    destructor of the caller's objects: their descriptors' numbers may belong to others there.
+    """
+    # Blocked meanwhile: a signal to both of us must not be enqueued twice, by the child in the parent's pipe.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pid
+    code = 1
+    try:
+        ignore_in_child()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _close_all_but({0, 1, 2, *keep})
+        code = child()
+    except BaseException:
+        # sys.excepthook prints the traceback as an uncaught exception would.
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def spawn(argv: list[str], keep: list[int]) -> int:
+    """Run a program that inherits the descriptors in `keep`, has no stdin, and dies with us; its pid."""
+    parent = os.getpid()
+
+    def execute() -> int:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        _die_with(parent)
+        try:
+            os.execv(argv[0], argv)
+        except OSError as error:
+            say(f"cannot run {argv[0]}: {error.strerror}")
+            return _EXIT_NOT_RUN
+
+    return fork(execute, keep)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for entry in os.listdir("/proc/self/fd"):
+        fd = int(entry)
+        if fd not in keep:
+            # One of them is listdir's own and has gone.
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel for SIGKILL when `parent` dies: a hung child would not see that its channel ends."""
+    # Imported here: the memory is the child's, and goes with exec.
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def how_it_ended(status: int) -> str:
+    """A wait status in words, to follow "it"."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
