@@ -1,0 +1,153 @@
+"""The configuration's way through the agent: asked for, loaded beside it, handed to the supervisor.
+
+Standard library only and without asyncio: it is at work before the rest of the agent has been imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from fastmesh.host.channel import Frame, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastmesh.agent.state import State
+    from fastmesh.host.channel import Channel
+
+# Below the 30 s that the supervisor waits, so that it learns the reason.
+TIMEOUT_S: Final = 25.0
+
+
+class Loading:
+    """A loader process at work. `deadline` is on the monotonic clock."""
+
+    def __init__(self, request: Mapping[str, object]) -> None:
+        stdin = os.memfd_create("fastmesh-request", os.MFD_CLOEXEC)
+        self._result, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.write(stdin, encode(request))
+            os.lseek(stdin, 0, os.SEEK_SET)
+            os.set_blocking(theirs, True)
+            # -P: a file that happens to be called json.py in the working directory is not ours.
+            command = [sys.executable, "-P", "-m", "fastmesh.agent.loader", str(theirs)]
+            self._process = subprocess.Popen(command, stdin=stdin, pass_fds=[theirs])
+        except OSError:
+            os.close(self._result)
+            raise
+        finally:
+            os.close(stdin)
+            os.close(theirs)
+        self._data = bytearray()
+        self.deadline = time.monotonic() + TIMEOUT_S
+
+    def fileno(self) -> int:
+        return self._result
+
+    def read(self) -> bytes | None:
+        """The whole result, or None while there is more to come. Empty: the process ended without one."""
+        while True:
+            try:
+                data = os.read(self._result, 256 * 1024)
+            except BlockingIOError:
+                return None
+            if not data:
+                return bytes(self._data)
+            self._data += data
+
+    def close(self) -> None:
+        """End the process, if it has not ended by itself."""
+        os.close(self._result)
+        # It has nothing to give back: what it made is in the pipe, or not wanted any more.
+        self._process.kill()
+        self._process.wait()
+
+
+class Configuration:
+    """Loads the file when asked to, one load at a time; tells the supervisor and `state` what came of it."""
+
+    def __init__(self, channel: Channel, state: State) -> None:
+        self.loading: Loading | None = None
+        self._channel = channel
+        self._state = state
+        self._workers: int | None = None
+        self._again = False
+
+    def adopt(self, message: Mapping[str, Any]) -> None:
+        """Note which file is meant, from any message that says it."""
+        if "config" in message:
+            self._state.config = message["config"]
+            self._workers = message.get("workers")
+
+    def load(self) -> None:
+        """Begin to load the file; or once more after the load under way: it may have read an older file."""
+        if self.loading is not None:
+            self._again = True
+            return
+        self._again = False
+        current = self._state.snapshot
+        request = {
+            "config": self._state.config,
+            "workers": self._workers,
+            "number": current["number"] + 1 if current else 1,
+            "digest": current["digest"] if current else None,
+            "slots": dict(self._state.services()),
+        }
+        try:
+            self.loading = Loading(request)
+        except OSError as error:
+            self._refuse(f"{self._state.config}: the loader cannot be started: {error.strerror}")
+
+    def advance(self) -> bool:
+        """Take what the loader has written. True if it has ended, and its result is on its way."""
+        assert self.loading is not None
+        expired = time.monotonic() >= self.loading.deadline
+        result = self.loading.read()
+        if result is None and not expired:
+            return False
+        self.loading.close()
+        self.loading = None
+        if result:
+            self._deliver(Frame(result, []))
+        elif expired:
+            what = f"could not be loaded within {TIMEOUT_S:.0f} s; does the name server answer?"
+            self._refuse(f"{self._state.config}: {what}")
+        else:
+            self._refuse(f"{self._state.config}: the loader ended without a result")
+        if self._again:
+            self.load()
+        return True
+
+    def _refuse(self, message: str) -> None:
+        initial = self._state.snapshot is None
+        self._deliver(Frame(encode({"type": "config_error", "errors": [message], "initial": initial}), []))
+
+    def _deliver(self, result: Frame) -> None:
+        state = self._state
+        first = state.snapshot is None
+        # Sent before it is looked at: workers wait for it, nobody for our knowledge of it.
+        self._channel.send(result.body)
+        if result.type == "snapshot":
+            state.take_snapshot(result.message["snapshot"])
+            state.errors = []
+            outcome = "accepted"
+        elif result.type == "unchanged":
+            state.errors = []
+            outcome = "unchanged"
+        else:
+            message = result.message
+            state.errors = message["errors"] if result.type == "config_error" else [message["message"]]
+            outcome = "rejected"
+        if not first:
+            state.reloads[outcome] += 1
+
+    def close(self) -> None:
+        if self.loading is not None:
+            with contextlib.suppress(OSError):
+                self.loading.close()
+            self.loading = None

@@ -1,0 +1,61 @@
+"""Reads a configuration in a process of its own: `python -m fastmesh.agent.loader RESULT_FD < request`.
+
+The request is a JSON object: the file (`config`, absolute), `workers` (null: as the file says), the `number`
+that the snapshot gets, and of the snapshot in use its `digest` and `slots`. The result is the body of the
+frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
+
+A process that ends gives all its memory back, cannot be slowed down by the agent, and may be killed when a
+name server does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from fastmesh.host.channel import encode, snapshot_frame
+
+
+def load(request: dict[str, Any]) -> bytes:
+    """The result for a request."""
+    from fastmesh.config import ConfigErrors, load, make_snapshot
+
+    try:
+        snapshot = make_snapshot(
+            load(Path(request["config"])), request["number"], request["workers"], request["slots"]
+        )
+    except ConfigErrors as error:
+        errors = [str(one) for one in error.errors]
+        return encode({"type": "config_error", "errors": errors, "initial": request["digest"] is None})
+    except Exception as error:
+        # The module is there if its error is: a configuration without an identity does not import it.
+        store = sys.modules.get("fastmesh.certs.store")
+        if store is None or not isinstance(error, store.PkiError):
+            raise
+        return encode({"type": "pki_error", "message": str(error)})
+    if snapshot["digest"] == request["digest"]:
+        return encode({"type": "unchanged"})
+    return snapshot_frame(encode(snapshot))
+
+
+def main(result_fd: int) -> None:
+    request = json.load(sys.stdin)
+    try:
+        result = load(request)
+    except Exception as error:
+        traceback.print_exc()
+        what = f"{request['config']}: an error inside fastmesh, not in the file: {error!r}"
+        result = encode({"type": "config_error", "errors": [what], "initial": request["digest"] is None})
+    with open(result_fd, "wb") as out:
+        out.write(result)
+    # Freeing every object one by one would only keep the agent waiting.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,84 @@
+"""What the agent knows: the snapshot in use (without its key), the workers, how the last reload went.
+
+Written by the channel's messages, read by the admin API and the metrics, all in one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+REDACTED: Final = "[redacted]"
+
+
+class Worker(NamedTuple):
+    slot: int
+    pid: int
+    state: str  # starting, ready, draining, dead
+    restarts: int
+
+
+class State:
+    """`snapshot` never holds the private key: it is cut out before the snapshot is kept."""
+
+    def __init__(self) -> None:
+        self.started = time.time()
+        self.config = ""
+        self.snapshot: dict[str, Any] | None = None
+        self.workers: list[Worker] = []
+        self.draining = False
+        self.agent_restarts = 0
+        # Configurations after the first. accepted: handed to the workers; unchanged: equal to the one in use;
+        # rejected: it has errors; refused: a listener of it could not be opened.
+        self.reloads = {"accepted": 0, "unchanged": 0, "rejected": 0, "refused": 0}
+        # Why the newest configuration is not in use; empty when it is.
+        self.errors: list[str] = []
+
+    def take_snapshot(self, snapshot: dict[str, Any]) -> None:
+        if snapshot["identity"] is not None:
+            snapshot["identity"]["key"] = REDACTED
+        self.snapshot = snapshot
+
+    def take_status(self, message: Mapping[str, Any]) -> None:
+        self.workers = [
+            Worker(worker["slot"], worker["pid"], worker["state"], worker["restarts"])
+            for worker in message["workers"]
+        ]
+        self.draining = message["draining"]
+        self.agent_restarts = message.get("agent_restarts", 0)
+
+    @property
+    def slots(self) -> int:
+        """How many worker slots are in use: shared memory may have room for more."""
+        if self.workers:
+            return 1 + max(worker.slot for worker in self.workers)
+        return self.snapshot["workers"] if self.snapshot is not None else 0
+
+    def services(self) -> list[tuple[str, int]]:
+        """Name and counter row of each service of the snapshot."""
+        if self.snapshot is None:
+            return []
+        return [(service["name"], service["slot"]) for service in self.snapshot["services"]]
+
+    def processes(self) -> Iterator[tuple[str, str, int]]:
+        """What runs on this host for the proxy: (process, worker slot or "", pid)."""
+        yield "supervisor", "", os.getppid()
+        yield "agent", "", os.getpid()
+        for worker in self.workers:
+            if worker.pid:
+                yield "worker", str(worker.slot), worker.pid
+
+    def not_ready(self) -> list[str]:
+        """Why the proxy is not ready; empty when it is."""
+        reasons = []
+        if self.draining:
+            reasons.append("the proxy is shutting down")
+        if self.snapshot is None:
+            reasons.append("no configuration is in use yet")
+        elif not self.workers:
+            reasons.append("no worker has been started yet")
+        return reasons + [
+            f"worker {worker.slot} is {worker.state}" for worker in self.workers if worker.state != "ready"
+        ]
