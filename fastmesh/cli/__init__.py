@@ -1,0 +1,70 @@
+"""The command line: one module a command, imported only when that command runs.
+
+Exit codes, the same for every command:
+
+====  ==========================================================================
+0     fine
+1     the command ran and its answer is no, or an unexpected failure
+2     bad usage or a bad configuration
+3     a listener cannot be bound (address in use, no permission)
+4     a worker or the agent cannot boot
+5     the certificate authority or an identity is missing, unreadable or invalid
+====  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+from fastmesh import __version__
+
+EXIT_OK: Final = 0
+EXIT_FAILURE: Final = 1
+EXIT_CONFIG: Final = 2
+EXIT_LISTEN: Final = 3
+EXIT_BOOT: Final = 4
+EXIT_PKI: Final = 5
+
+# command -> (module that defines `command`, one line of help). The help stands here so that `--help`
+# and completion need not import the modules.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "serve": ("fastmesh.cli.serve", "Run the proxy with a configuration file."),
+    "check": ("fastmesh.cli.check", "Check a configuration file and report every error in it."),
+    "init": ("fastmesh.cli.init", "Write a commented starter configuration."),
+    "schema": ("fastmesh.cli.schema", "Print the JSON Schema of the configuration, for editors."),
+    "certs": ("fastmesh.cli.certs", "Run the mesh's certificate authority."),
+    "demo": ("fastmesh.cli.demo", "Run a small mesh on this machine and show what happens."),
+    "completion": ("fastmesh.cli.completion", "Print the shell completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use: `fastmesh serve` must not pay for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastmesh")
+def main() -> None:
+    """fastmesh: a service mesh without a cluster.
+
+    Exit codes: 0 fine, 1 the answer is no or an unexpected failure, 2 bad usage or configuration,
+    3 a listener cannot be bound, 4 a worker or the agent cannot boot, 5 a certificate or key is
+    missing or invalid.
+    """
