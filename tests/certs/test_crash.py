@@ -1,0 +1,285 @@
+"""Killed, or refused by the system, at every single step of `init` and `issue`.
+
+Each test runs the same work again and again; in run N the N-th system call that changes the directory is the
+last one (SIGKILL before it, or in the middle of a write) or fails. So every moment between two writes is met,
+and after each one the directory must be usable: the old identity or the new one, whole, and the next command
+works.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.certs import fastmesh
+from kit.limits import scaled, wait_until
+
+from fastmesh.certs import authority, record
+from fastmesh.certs.store import Layout, PkiError, load_identity
+
+CHANGES = (
+    "write",
+    "fsync",
+    "open",
+    "mkdir",
+    "rename",
+    "replace",
+    "symlink",
+    "unlink",
+    "rmdir",
+    "chmod",
+    "fchmod",
+)
+# What a full disk refuses; removing always works.
+GROWS = ("write", "fsync", "open", "mkdir", "rename", "replace", "symlink")
+MOST = 200
+
+REAL = {name: getattr(os, name) for name in CHANGES}
+
+
+class Steps:
+    """Counts the system calls that change something, and interferes with one of them."""
+
+    def __init__(
+        self,
+        at: int,
+        interfere: Callable[[str], None],
+        names: tuple[str, ...] = CHANGES,
+        *,
+        lasting: bool = False,
+    ) -> None:
+        self.count = 0
+        self._at = at
+        self._interfere = interfere
+        self._names = names
+        self._lasting = lasting
+
+    def install(self, patch: Callable[[Any, str, Any], None]) -> None:
+        for name in self._names:
+            patch(os, name, self._wrapped(name))
+
+    def _wrapped(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "open" and not args[1] & os.O_CREAT:
+                return REAL["open"](*args, **kwargs)
+            self._step(name)
+            if name == "write" and len(args[1]) > 200:
+                # A write may be cut short: half of it is there when the next step comes.
+                half = REAL["write"](args[0], args[1][: len(args[1]) // 2])
+                self._step(name)
+                return half
+            return REAL[name](*args, **kwargs)
+
+        return call
+
+    def _step(self, name: str) -> None:
+        self.count += 1
+        if self.count == self._at or (self._lasting and self.count > self._at):
+            self._interfere(name)
+
+
+def killed_at(at: int, work: Callable[[], object]) -> bool:
+    """Runs `work` in a process that is killed at step `at`; false when it ended before."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Steps(at, lambda _: os.kill(os.getpid(), signal.SIGKILL)).install(setattr)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0, f"failed without being killed, step {at}"
+    return False
+
+
+def steps() -> Iterator[int]:
+    yield from range(1, MOST)
+    raise AssertionError("the work never ended")
+
+
+def check(pki: Path, name: str, *, existed: str | None) -> None:
+    """The identity is that before or a new one on record; after another issue nothing is left over."""
+    layout = Layout(pki)
+    entries, damaged = record.read(layout.record)
+    known = {entry.serial for entry in entries}
+    try:
+        load_identity(pki, name)
+    except PkiError as error:
+        assert existed is None
+        assert "missing" in str(error) or "no identity" in str(error)
+    else:
+        assert serial_in_use(pki, name) in known
+    made = authority.issue(pki, name)
+    assert load_identity(pki, name).certificate != existed
+    entry = layout.workload(name)
+    assert sorted(path.name for path in entry.iterdir()) == [
+        f".v-{made.serial}",
+        "bundle.pem",
+        "certificate.pem",
+        "current",
+        "key.pem",
+    ]
+    assert sorted(path.name for path in pki.iterdir()) == [".fastmesh-lock", "ca", "workloads"]
+    again, still = record.read(layout.record)
+    assert still == damaged
+    assert again[: len(entries)] == entries
+    assert again[-1].serial == made.serial
+
+
+def serial_in_use(pki: Path, name: str) -> str:
+    return os.readlink(pki / "workloads" / name / "current").removeprefix(".v-")  # noqa: PTH115
+
+
+def test_issue_killed_at_every_step(ca: Path) -> None:
+    authority.issue(ca, "svc-a")
+    for at in steps():
+        before = load_identity(ca, "svc-a").certificate
+        if not killed_at(at, lambda: authority.issue(ca, "svc-a")):
+            break
+        check(ca, "svc-a", existed=before)
+    assert at > 20, "the steps are counted at all"
+
+
+def test_the_first_issue_killed_at_every_step(ca: Path) -> None:
+    for at in steps():
+        name = f"svc-{at}"
+        if not killed_at(at, lambda name=name: authority.issue(ca, name)):  # type: ignore[misc]
+            break
+        check(ca, name, existed=None)
+    assert at > 20
+
+
+def test_init_killed_at_every_step(scratch: Path) -> None:
+    for at in steps():
+        pki = scratch / f"pki{at}"
+        if not killed_at(at, lambda pki=pki: authority.create(pki, "mesh.local")):  # type: ignore[misc]
+            break
+        if (pki / "ca").exists():
+            with pytest.raises(PkiError, match="exists already"):
+                authority.create(pki, "mesh.local")
+        else:
+            authority.create(pki, "mesh.local")
+            assert sorted(path.name for path in pki.iterdir()) == [".fastmesh-lock", "ca"]
+        check(pki, "svc-a", existed=None)
+    assert at > 40
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the system says, to which calls, and whether it stays so."""
+
+    number: int
+    names: tuple[str, ...]
+    lasting: bool
+
+    def during(self, at: int, patch: pytest.MonkeyPatch, work: Callable[[], object]) -> str | None:
+        """The error of `work` when step `at` is refused; None if that did no harm."""
+        run = Steps(at, self._refuse, self.names, lasting=self.lasting)
+        with patch.context() as inside:
+            run.install(inside.setattr)
+            try:
+                work()
+            except PkiError as error:
+                return str(error)
+        return None
+
+    def _refuse(self, name: str) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+REFUSALS = {
+    "disk full": Refusal(errno.ENOSPC, GROWS, lasting=True),
+    "one error": Refusal(errno.EIO, CHANGES, lasting=False),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("first", [False, True], ids=["again", "first"])
+def test_issue_refused_at_every_step(
+    ca: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal, first: bool
+) -> None:
+    refused = 0
+    for at in steps():
+        name = f"svc-{at}" if first else "svc-a"
+        before = None if first else authority.issue(ca, name)
+        existed = load_identity(ca, name).certificate if before else None
+        failed = refusal.during(at, monkeypatch, lambda name=name: authority.issue(ca, name))
+        if failed is not None:
+            refused += 1
+            assert os.strerror(refusal.number) in failed
+            assert "\n" not in failed
+        check(ca, name, existed=existed)
+        if failed is None and refused > 15:
+            break
+    assert refused > 15
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_init_refused_at_every_step(scratch: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    for at in steps():
+        pki = scratch / f"pki{at}"
+        failed = refusal.during(at, monkeypatch, lambda pki=pki: authority.create(pki, "mesh.local"))
+        if failed is not None:
+            assert os.strerror(refusal.number) in failed
+            assert [path.name for path in pki.glob("*") if path.name not in (".fastmesh-lock", "ca")] == []
+        if not (pki / "ca").exists():
+            authority.create(pki, "mesh.local")
+        check(pki, "svc-a", existed=None)
+        if failed is None:
+            break
+    assert at > 30
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    """The kernel itself refuses: every command ends with a sentence and exit code 5, and nothing is left."""
+    import resource
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    pki = tmp_path / "pki"
+    done = fastmesh("certs", "init", "--pki", pki, preexec=small)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == f"error: the authority in {pki} cannot be made: File too large\n"
+    assert [path.name for path in pki.iterdir()] == [".fastmesh-lock"]
+    authority.create(pki, "mesh.local")
+    done = fastmesh("certs", "issue", "svc-a", "--pki", pki, preexec=small)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == f"error: no certificate for svc-a can be issued in {pki}: File too large\n"
+    assert record.read(Layout(pki).record)[1] == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_issue_killed_at_random_moments(ca: Path, seed: int) -> None:
+    """Between system calls too. The moment is random; its seed is in the name of the test."""
+    dice = random.Random(seed)
+    authority.issue(ca, "svc-a")
+    path = Layout(ca).record
+    for _ in range(scaled(15, 3)):
+        size = path.stat().st_size
+        pid = os.fork()
+        if pid == 0:
+            try:
+                while True:
+                    authority.issue(ca, "svc-a")
+            finally:
+                os._exit(1)
+        wait_until(lambda size=size: path.stat().st_size > size, "the child to be at work")
+        time.sleep(dice.uniform(0, 0.03))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        load_identity(ca, "svc-a")
+        assert serial_in_use(ca, "svc-a") in path.read_text()
+    check(ca, "svc-a", existed=None)

@@ -1,0 +1,33 @@
+"""Makes the test kit importable as `kit` and its fixtures known to every test."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("kit")
+
+from kit.fixtures import (  # noqa: E402, F401
+    _lane_proxy,
+    cutter,
+    lane,
+    nginx,
+    other_pki,
+    pki,
+    serve,
+    upstream,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "heavy: moves much data or many connections; sizes follow FASTMESH_TEST_SCALE (see kit.limits)",
+    )
+    # Tests with thousands of connections need the descriptors that the hard limit allows.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

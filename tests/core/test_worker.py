@@ -1,0 +1,125 @@
+"""The worker without its processes: what it does with snapshots and listeners that come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kit.limits import DEADLINE
+from kit.upstream import Upstream, answering
+from kit.wire import connect, request
+
+from fastmesh._core import RUN_CONTROL, Area, Worker
+
+
+def snapshot(number: int, listeners: dict[str, str], endpoint: int) -> bytes:
+    """Listeners by name with the service they lead to."""
+    names = sorted(set(listeners.values()))
+    timeouts = {f"{name}_timeout_ms": 20_000 for name in ("header", "idle", "stream_idle", "tcp_idle")}
+    document: dict[str, Any] = {
+        "format": 1,
+        "number": number,
+        "identity": None,
+        "trust_domain": None,
+        "drain_ms": 1000,
+        "access_log": None,
+        "listeners": [
+            {
+                "name": name,
+                "role": "edge",
+                "protocol": "http",
+                "tls": "none",
+                "service": names.index(service),
+                "allow": None,
+                **timeouts,
+                "max_connections": 0,
+                "forwarded": {"x_forwarded": "append", "forwarded": "auto", "via": True},
+            }
+            for name, service in listeners.items()
+        ],
+        "services": [
+            {
+                "name": name,
+                "slot": slot,
+                "tls": "none",
+                "spiffe_id": None,
+                "endpoints": [{"family": "inet", "host": "127.0.0.1", "port": endpoint, "path": None}],
+                "connect_timeout_ms": 1000,
+                "response_timeout_ms": 10_000,
+                "pool_idle_max": 8,
+                "pool_idle_timeout_ms": 10_000,
+            }
+            for slot, name in enumerate(names)
+        ],
+    }
+    return json.dumps(document).encode()
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    """Serve in a thread; stopped when the block ends."""
+    control = os.eventfd(0, os.EFD_CLOEXEC)
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(worker.run(control)), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.eventfd_write(control, 1)
+        thread.join(DEADLINE)
+        os.close(control)
+    assert results == [RUN_CONTROL]
+
+
+def test_listener_that_later_snapshots_do_not_name_goes_on() -> None:
+    """With what it had, for old connections and new ones."""
+    worker = Worker(Area.create(1, 8), 0)
+    with (
+        Upstream(("127.0.0.1", 0), answering(b"web")) as server,
+        socket.create_server(("127.0.0.1", 0)) as kept,
+        socket.create_server(("127.0.0.1", 0)) as gone,
+    ):
+        endpoint = server._listener.getsockname()[1]
+        worker.load(snapshot(1, {"kept": "web", "gone": "old"}, endpoint))
+        for name, sock in (("kept", kept), ("gone", gone)):
+            sock.setblocking(False)
+            worker.listen(name, sock.fileno())
+        with connect(gone.getsockname()) as old:
+            for number in range(2, 8):
+                worker.load(snapshot(number, {"kept": "web"}, endpoint))
+                with running(worker):
+                    old.send(request())
+                    assert old.read_response().body == b"web"
+                    for sock in (kept, gone):
+                        with connect(sock.getsockname()) as new:
+                            new.send(request())
+                            assert new.read_response().body == b"web"
+            worker.load(snapshot(8, {"kept": "web", "gone": "web"}, endpoint))
+            with running(worker):
+                old.send(request())
+                assert old.read_response().body == b"web"
+        assert not {name: count for name, count in worker.close().items() if count}
+
+
+def test_connections_in_the_queue_are_left_to_a_successor() -> None:
+    with (
+        Upstream(("127.0.0.1", 0), answering(b"web")) as server,
+        socket.create_server(("127.0.0.1", 0)) as edge,
+    ):
+        edge.setblocking(False)
+        first, second = Worker(Area.create(1, 8), 0), Worker(Area.create(1, 8), 0)
+        for worker in (first, second):
+            worker.load(snapshot(1, {"edge": "web"}, server._listener.getsockname()[1]))
+        first.listen("edge", edge.fileno())
+        with connect(edge.getsockname()) as client:
+            assert not any(first.close().values())
+            second.listen("edge", edge.fileno())
+            with running(second):
+                client.send(request())
+                assert client.read_response().body == b"web"
+        assert not any(second.close().values())

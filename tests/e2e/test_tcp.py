@@ -1,0 +1,285 @@
+"""Opaque TCP: bytes both ways with half-close and backpressure, whoever speaks first."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+
+import pytest
+from kit.fixtures import LaneFactory
+from kit.limits import DEADLINE, PATIENCE, scaled, wait_steady
+from kit.upstream import ServerConn
+from kit.wire import Conn, request
+
+
+def echo(conn: ServerConn) -> None:
+    while conn.fill():
+        conn.send(conn.take(len(conn.buffer)))
+    conn.shutdown()
+
+
+def test_bytes_pass_both_ways_unchanged(lane: LaneFactory) -> None:
+    here = lane("tcp")
+    here.upstream(echo)
+    with here.client() as client:
+        for data in (b"\x00", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 400, b"\x16\x03\x01"):
+            client.send(data)
+            assert client.read_exact(len(data)) == data
+        client.shutdown()
+        client.expect_close(reset_ok=False)
+
+
+def test_server_that_speaks_first(lane: LaneFactory) -> None:
+    def greeting(conn: ServerConn) -> None:
+        conn.send(b"220 ready\r\n")
+        assert conn.read_until(b"\n") == b"HELO\r\n"
+        conn.send(b"250 ok\r\n")
+
+    here = lane("tcp")
+    here.upstream(greeting)
+    with here.client() as client:
+        assert client.read_until(b"\n") == b"220 ready\r\n"
+        client.send(b"HELO\r\n")
+        assert client.read_to_end() == b"250 ok\r\n"
+
+
+def test_half_close_towards_the_server(lane: LaneFactory) -> None:
+    def script(conn: ServerConn) -> None:
+        got = conn.read_to_end()
+        conn.send(b"%d" % len(got))
+        conn.send(b" bytes")
+
+    here = lane("tcp")
+    here.upstream(script)
+    with here.client() as client:
+        client.send(b"x" * 100_000)
+        client.shutdown()
+        assert client.read_to_end() == b"100000 bytes"
+
+
+def test_half_close_towards_the_client(lane: LaneFactory) -> None:
+    here = lane("tcp")
+    got: list[bytes] = []
+
+    def script(conn: ServerConn) -> None:
+        conn.send(b"done")
+        conn.shutdown()
+        got.append(conn.read_to_end())
+
+    server = here.upstream(script)
+    with here.client() as client:
+        assert client.read_to_end() == b"done"
+        client.send(b"but I am not")
+        client.shutdown()
+        server.wait_open(0)
+    assert got == [b"but I am not"]
+
+
+def test_reset_of_one_side_ends_the_other(lane: LaneFactory) -> None:
+    here = lane("tcp")
+
+    def resets(conn: ServerConn) -> None:
+        conn.read_exact(1)
+        conn.reset()
+
+    arrived = threading.Event()
+
+    def waits(conn: ServerConn) -> None:
+        conn.read_exact(1)
+        arrived.set()
+        conn.expect_close()
+
+    server = here.upstream(resets, waits)
+    with here.client() as client:
+        client.send(b"x")
+        client.expect_close()
+    client = here.client()
+    client.send(b"x")
+    assert arrived.wait(DEADLINE)  # a reset may overtake and discard what was sent before it
+    client.reset()
+    server.wait_open(0)
+
+
+def test_no_server_closes_the_client(lane: LaneFactory) -> None:
+    here = lane("tcp")
+    with contextlib.suppress(ConnectionResetError), here.client() as client:
+        client.expect_close()
+
+
+def test_silence_both_ways_ends_by_time(lane: LaneFactory) -> None:
+    here = lane("tcp-timeout")
+    server = here.upstream(lambda conn: conn.expect_close())
+    with here.client() as client:
+        client.expect_close()
+    server.wait_open(0)
+
+
+def test_one_busy_direction_keeps_the_connection(lane: LaneFactory) -> None:
+    def script(conn: ServerConn) -> None:
+        for _ in range(12):
+            conn.send(b"tick")
+            conn.expect_quiet(0.06 * PATIENCE)
+        conn.send(b"done")
+
+    here = lane("tcp-timeout")
+    here.upstream(script)
+    with here.client() as client:
+        assert client.read_to_end() == b"tick" * 12 + b"done"
+
+
+def test_many_connections_at_once(lane: LaneFactory) -> None:
+    here = lane("tcp")
+    here.upstream(echo)
+    clients = [here.client() for _ in range(200)]
+    for number, client in enumerate(clients):
+        client.send(b"%05d" % number * 100)
+    for number, client in enumerate(clients):
+        assert client.read_exact(500) == b"%05d" % number * 100
+    for client in clients:
+        client.shutdown()
+    for client in clients:
+        client.expect_close()
+
+
+# detection: `protocol` left out
+
+
+def test_http_is_detected(lane: LaneFactory) -> None:
+    here = lane("auto")
+    server = here.upstream()
+    with here.client() as client:
+        for _ in range(2):
+            client.send(request())
+            assert client.read_response().status == 200
+    assert server.requests[0].get("x-forwarded-for") == "127.0.0.1", "handled as HTTP"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x01\x02\x03",
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+        b"EHLO x\r\n",
+        b"get key\r\n",
+        b"OPTIONS of some other protocol\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+    ],
+    ids=["binary", "ssh", "tls", "smtp", "memcached", "words", "redis"],
+)
+def test_anything_else_is_passed_through(lane: LaneFactory, data: bytes) -> None:
+    here = lane("auto")
+    here.upstream(echo)
+    with here.client() as client:
+        client.send(data)
+        assert client.read_exact(len(data)) == data
+        client.send(b"more")
+        assert client.read_exact(4) == b"more"
+
+
+def test_server_first_protocols_work_behind_detection(lane: LaneFactory) -> None:
+    """A client that waits for a greeting is not left waiting: detection has a time limit."""
+
+    def greeting(conn: ServerConn) -> None:
+        conn.send(b"+OK ready\r\n")
+        conn.read_to_end()
+
+    here = lane("auto")
+    here.upstream(greeting)
+    with here.client() as client:
+        assert client.read_until(b"\n") == b"+OK ready\r\n"
+
+
+# size and backpressure
+
+
+def pump(conn: Conn, total: int, block: bytes) -> None:
+    for _ in range(total // len(block)):
+        conn.sock.sendall(block)
+
+
+def digest_of(conn: Conn, total: int) -> tuple[int, str]:
+    """Receive `total` bytes without keeping them; count and SHA-256."""
+    digest, got = hashlib.sha256(), 0
+    space = bytearray(1 << 20)
+    view = memoryview(space)
+    while got < total:
+        count = conn.sock.recv_into(space)
+        if not count:
+            break
+        digest.update(view[:count])
+        got += count
+    return got, digest.hexdigest()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_one_gib_arrives_intact(lane: LaneFactory, direction: str) -> None:
+    block = hashlib.shake_256(b"fastmesh").digest(1 << 20)
+    total = scaled(1 << 30, 16 << 20) // len(block) * len(block)
+    wanted = hashlib.sha256()
+    for _ in range(total // len(block)):
+        wanted.update(block)
+    got: list[tuple[int, str]] = []
+
+    def script(conn: ServerConn) -> None:
+        if direction == "up":
+            got.append(digest_of(conn, total))
+            conn.send(b"thanks")
+        else:
+            conn.read_exact(1)
+            pump(conn, total, block)
+
+    here = lane("tcp")
+    here.upstream(script)
+    with here.client() as client:
+        if direction == "up":
+            pump(client, total, block)
+            client.shutdown()
+            assert client.read_to_end() == b"thanks"
+        else:
+            client.send(b"!")
+            got.append(digest_of(client, total))
+            client.expect_close()
+    assert got == [(total, wanted.hexdigest())]
+
+
+def test_both_directions_at_once(lane: LaneFactory) -> None:
+    block = hashlib.shake_256(b"both").digest(1 << 16)
+    total = scaled(64 << 20, 4 << 20) // len(block) * len(block)
+    results: dict[str, tuple[int, str]] = {}
+
+    def both(conn: Conn, name: str) -> None:
+        sender = threading.Thread(target=pump, args=(conn, total, block))
+        sender.start()
+        results[name] = digest_of(conn, total)
+        sender.join()
+
+    here = lane("tcp")
+    server = here.upstream(lambda conn: both(conn, "server"))
+    with here.client() as client:
+        both(client, "client")
+        server.wait_open(0)
+    assert results["server"] == results["client"]
+    assert results["client"][0] == total
+
+
+def test_reader_that_stops_stops_the_writer(lane: LaneFactory) -> None:
+    """Bytes in between are bounded by socket buffers and pipes, and nothing is lost afterwards."""
+    sent = [0]
+    block = b"b" * 65536
+    total = 64 << 20
+
+    def script(conn: ServerConn) -> None:
+        for _ in range(total // len(block)):
+            conn.send(block)
+            sent[0] += len(block)
+
+    here = lane("tcp")
+    here.upstream(script)
+    with here.client() as client:
+        stopped = wait_steady(lambda: sent[0], "the writer")
+        assert stopped < total, "the writer was never stopped"
+        got, _ = digest_of(client, total)
+        assert got == total

@@ -1,0 +1,20 @@
+"""Runs a supervisor with a scripted agent: `supervise.py CONFIG SCRIPT [--workers N] [--pid-file FILE]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fastmesh.host.supervisor import Supervisor
+
+
+def main() -> int:
+    config, script, *rest = sys.argv[1:]
+    options = dict(zip(rest[::2], rest[1::2], strict=True))
+    workers = options.get("--workers")
+    agent = [sys.executable, str(Path(__file__).with_name("scripted_agent.py")), script]
+    return Supervisor(config, int(workers) if workers else None, options.get("--pid-file"), agent).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

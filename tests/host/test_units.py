@@ -1,0 +1,353 @@
+"""Parts of the host that need no supervisor: sockets, activation, backoff, timers, forking, notification."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from kit.limits import DEADLINE, wait_until
+
+from fastmesh import cli
+from fastmesh.host import children, exits
+from fastmesh.host.activation import Activation
+from fastmesh.host.children import Backoff
+from fastmesh.host.notify import Notifier
+from fastmesh.host.pidfile import PidFile
+from fastmesh.host.process import fork, how_it_ended, spawn
+from fastmesh.host.sockets import Listener, ListenError, ListenerSet
+from fastmesh.host.timers import Timers
+
+LOOPBACK = {"family": "inet", "host": "127.0.0.1", "port": 0, "path": None}
+
+
+def unix(path):
+    return {"family": "unix", "host": None, "port": None, "path": str(path)}
+
+
+@pytest.fixture
+def listener():
+    made = []
+
+    def make(bind, slots=1, name="edge"):
+        made.append(Listener(name, bind))
+        made[-1].open(slots)
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+# listeners
+
+
+def test_exit_codes_are_those_of_the_command_line():
+    for name in ("OK", "FAILURE", "CONFIG", "LISTEN", "BOOT", "PKI"):
+        assert getattr(exits, f"EXIT_{name}") == getattr(cli, f"EXIT_{name}")
+
+
+def test_a_socket_for_each_slot_on_one_port(listener):
+    made = listener(LOOPBACK, 3)
+    assert len({sock.getsockname() for sock in made.sockets}) == 1
+    assert len({made.socket_of(slot).fileno() for slot in range(3)}) == 3
+    for sock in made.sockets:
+        assert not sock.getblocking()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not os.get_inheritable(sock.fileno())
+    assert made.address == f"127.0.0.1:{made.sockets[0].getsockname()[1]}"
+
+
+def test_both_wildcards_on_one_port(listener):
+    four = listener(LOOPBACK | {"host": "0.0.0.0"})
+    port = four.sockets[0].getsockname()[1]
+    six = listener({"family": "inet6", "host": "::", "port": port, "path": None})
+    assert six.address == f"[::]:{port}"
+
+
+def test_a_port_with_connections_in_time_wait_can_be_bound(listener):
+    first = listener(LOOPBACK)
+    bind = LOOPBACK | {"port": first.sockets[0].getsockname()[1]}
+    client = socket.create_connection(("127.0.0.1", bind["port"]))
+    conn = wait_until(lambda: accept(first.sockets[0]), "the connection")
+    conn.close()
+    assert client.recv(1) == b""
+    client.close()
+    first.close()
+    listener(bind)
+
+
+def accept(sock):
+    try:
+        return sock.accept()[0]
+    except BlockingIOError:
+        return None
+
+
+def test_unix_socket_that_nobody_listens_on_is_replaced(listener, tmp_path):
+    path = tmp_path / "edge.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    made = listener(unix(path), 4)
+    assert len(made.sockets) == 1
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    made.close()
+    assert not path.exists()
+
+
+def test_unix_socket_in_use(listener, tmp_path):
+    path = tmp_path / "edge.sock"
+    listener(unix(path))
+    with pytest.raises(ListenError, match=r"another process listens there \(ss -xlp"):
+        listener(unix(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_unix_path_that_is_a_file(listener, tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(ListenError, match="a file that is no socket"):
+        listener(unix(path))
+    assert path.read_text() == "data"
+
+
+def test_unix_path_that_others_have_taken_over_is_not_unlinked(listener, tmp_path):
+    path = tmp_path / "edge.sock"
+    made = listener(unix(path))
+    path.unlink()
+    other = listener(unix(path))
+    made.close()
+    assert path.exists()
+    other.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("bind", "text"),
+    [
+        (LOOPBACK | {"host": "192.0.2.1", "port": 80}, "192.0.2.1:80 .listener edge.: this host has no such"),
+        (unix("/nonexistent/edge.sock"), "the directory does not exist"),
+        (unix("/tmp/" + "x" * 120), "longer than the 107 bytes"),
+    ],
+)
+def test_addresses_that_cannot_be_had(listener, bind, text):
+    with pytest.raises(ListenError, match=text):
+        listener(bind)
+
+
+def test_a_set_that_cannot_be_opened_whole_changes_nothing(tmp_path):
+    listeners = ListenerSet(Activation({}))
+    bad = {"name": "bad", "bind": unix("/nonexistent/x")}
+    good = {"name": "good", "bind": unix(tmp_path / "good")}
+    with pytest.raises(ListenError):
+        listeners.extend([good, bad])
+    assert not list(listeners)
+    assert not (tmp_path / "good").exists()
+    assert [one.name for one in listeners.extend([good])] == ["good"]
+    assert listeners.extend([good]) == []
+    listeners.close()
+
+
+# socket activation
+
+
+def passed(*socks, pid=None, names=""):
+    """An Activation on duplicates of `socks`, in descriptors that follow each other."""
+    first = 300
+    for index, sock in enumerate(socks):
+        os.dup2(sock.fileno(), first + index)
+    environ = {"LISTEN_PID": str(pid or os.getpid()), "LISTEN_FDS": str(len(socks)), "LISTEN_FDNAMES": names}
+    activation = Activation(environ, first)
+    assert environ == {}
+    return activation
+
+
+def test_activation_by_name_and_by_address():
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        activation = passed(one, two, names="edge:unknown")
+        activation.claim()
+        by_address = LOOPBACK | {"port": two.getsockname()[1]}
+        assert activation.take("nobody", LOOPBACK | {"port": 1}) == []
+        (first,) = activation.take("edge", LOOPBACK | {"port": 1})
+        assert first.getsockname() == one.getsockname()
+        (second,) = activation.take("db", by_address)
+        assert second.getsockname() == two.getsockname()
+        assert activation.take("db", by_address) == []
+        first.close()
+        second.close()
+
+
+def test_activation_for_someone_else():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        activation = passed(one, pid=1)
+        activation.claim()
+        assert activation.take("edge", LOOPBACK | {"port": one.getsockname()[1]}) == []
+        os.close(300)
+
+
+def test_activation_with_the_wrong_family(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        activation = passed(one, names="edge")
+        activation.claim()
+        with pytest.raises(ListenError, match="of family AF_INET, the configuration says unix:/x"):
+            activation.take("edge", unix("/x"))
+        assert len(activation.close_rest()) == 1
+
+
+def test_several_sockets_of_a_listener_are_dealt_to_the_workers():
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        activation = passed(one, two, names="edge:edge")
+        activation.claim()
+        listeners = ListenerSet(activation)
+        (edge,) = listeners.extend([{"name": "edge", "bind": LOOPBACK}])
+        ports = [edge.socket_of(slot).getsockname()[1] for slot in range(3)]
+        assert ports == [one.getsockname()[1], two.getsockname()[1], one.getsockname()[1]]
+        listeners.close()
+
+
+# processes
+
+
+def read_all(fd):
+    """What comes until the last writer has gone; closes the descriptor."""
+    data = b""
+    while more := os.read(fd, 4096):
+        data += more
+    os.close(fd)
+    return data
+
+
+def test_fork_closes_what_is_not_kept():
+    read, write = os.pipe()
+    other = os.open("/dev/null", os.O_RDONLY)
+
+    def child():
+        os.write(write, b" ".join(name.encode() for name in os.listdir("/proc/self/fd")))  # noqa: PTH208
+        return 7
+
+    pid = fork(child, [write])
+    os.close(write)
+    fds = {int(name) for name in read_all(read).split()}
+    assert write in fds and other not in fds and read not in fds
+    assert how_it_ended(os.waitpid(pid, 0)[1]) == "ended with exit code 7"
+    os.close(other)
+
+
+def test_a_child_that_raises_never_comes_back():
+    code = """
+import os
+from fastmesh.host.process import fork
+def child():
+    raise RuntimeError("out of luck")
+print("exit", os.waitstatus_to_exitcode(os.waitpid(fork(child, []), 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "exit 1\n"
+    assert done.stderr.endswith("RuntimeError: out of luck\n")
+
+
+def test_a_forked_child_ignores_the_signals_of_the_group():
+    read, write = os.pipe()
+    pid = fork(lambda: len(os.read(read, 1)), [read])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    os.write(write, b"!")
+    assert how_it_ended(os.waitpid(pid, 0)[1]) == "ended with exit code 1"
+    os.close(read)
+    os.close(write)
+
+
+def test_spawn_passes_descriptors_on_and_no_input():
+    read, write = os.pipe()
+    pid = spawn(["/bin/sh", "-c", f"cat; echo $$ >/proc/self/fd/{write}"], [write])
+    os.close(write)
+    assert int(read_all(read)) == pid
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_program_that_is_not_there(capfd):
+    pid = spawn(["/nonexistent/program"], [])
+    assert how_it_ended(os.waitpid(pid, 0)[1]) == "ended with exit code 127"
+    assert capfd.readouterr().err == "fastmesh: cannot run /nonexistent/program: No such file or directory\n"
+
+
+def test_how_it_ended_with_a_signal():
+    assert how_it_ended(signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert how_it_ended(63) == "was killed by signal 63"
+
+
+def test_backoff(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(children.time, "monotonic", lambda: now)
+    backoff = Backoff()
+    backoff.started()
+    assert backoff.delay() == 0
+    waits = [backoff.delay() for _ in range(30)]
+    for index, wait in enumerate(waits):
+        full = min(0.1 * 2**index, 10.0)
+        assert full / 2 <= wait <= full
+    backoff.started()
+    now += 10
+    assert backoff.delay() == 0
+
+
+def test_timers_run_once_and_can_be_moved_and_cancelled():
+    timers = Timers()
+    ran = []
+    assert timers.wait_ms() is None
+    timers.after("late", 1000, lambda: ran.append("late"))
+    timers.after("moved", 1000, lambda: ran.append("wrong"))
+    timers.after("moved", 0, lambda: ran.append("moved"))
+    timers.after("first", 0, lambda: timers.cancel("second"))
+    timers.after("second", 0, lambda: ran.append("second"))
+    assert timers.wait_ms() <= 1
+    wait_until(lambda: timers.run() or ran, "a timer")
+    assert ran == ["moved"]
+    assert timers.wait_ms() > 900_000
+
+
+def test_pid_file(tmp_path):
+    path = tmp_path / "pid"
+    file = PidFile(str(path))
+    file.prepare()
+    assert not path.exists()
+    file.publish()
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text("1\n")
+    file.remove()
+    assert path.exists()
+
+
+# service manager
+
+
+def test_notifier_without_a_manager_says_nothing():
+    for environ in ({}, {"NOTIFY_SOCKET": "vsock:2:1"}, {"NOTIFY_SOCKET": "@fastmesh-nobody-is-there"}):
+        notifier = Notifier(environ)
+        notifier.ready("fine")
+        assert environ == {}
+
+
+def test_notifier_keeps_to_its_own_watchdog(tmp_path):
+    environ = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
+    assert Notifier(environ).watchdog_s is None
+    environ = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
+    assert Notifier(environ).watchdog_s == 0.5
+
+
+def test_notifier_does_not_wait_for_a_manager_that_does_not_read(tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        notifier = Notifier({"NOTIFY_SOCKET": path})
+        begin = time.monotonic()
+        for _ in range(5000):
+            notifier.alive()
+        assert time.monotonic() - begin < DEADLINE
