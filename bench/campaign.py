@@ -1,0 +1,157 @@
+"""The order of a whole bench run: who takes part, then load by topology, then rest, then starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from bench import idle, load, machine, pki
+from bench.load import Scenario
+from bench.proxies import Proxy, Unavailable, everyone
+from bench.proxies.nginx import BINARY as NGINX
+from bench.results import Figure, Results
+from bench.stage import Actor, Ground, Topology, run_backend, run_proxy
+
+SHM: Final = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Plan:
+    only: tuple[str, ...]
+    topologies: tuple[Topology, ...]
+    parts: tuple[str, ...]
+    connections: tuple[int, ...]
+    large_connections: tuple[int, ...]
+    rounds: int
+    seconds: int
+    warm_up: int
+    idle_connections: int
+
+    def scenarios(self, topology: Topology) -> list[Scenario]:
+        return [
+            *(Scenario(topology, "small", count) for count in self.connections),
+            *(Scenario(topology, "large", count) for count in self.large_connections),
+        ]
+
+    @property
+    def most_connections(self) -> int:
+        return max(*self.connections, *self.large_connections)
+
+    @property
+    def load_seconds(self) -> int:
+        runs = len(self.only) * self.rounds * (len(self.connections) + len(self.large_connections))
+        return runs * len(self.topologies) * (self.seconds + self.warm_up)
+
+
+class Missing(Exception):
+    """Something without which nothing can be measured."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every measurement of a run shares."""
+
+    plan: Plan
+    results: Results
+    proxies: list[Proxy]
+    ground: Ground
+    say: Callable[[str], None]
+
+    def broken(self, where: str, reason: Unavailable) -> None:
+        self.results.broken[where] = str(reason)
+        self.say(f"{where} did not start: {reason}")
+
+
+def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
+    """Raises Missing. Whatever happens, no process is left."""
+    try:
+        tools = {"wrk": load.wrk_version()}
+    except load.Failed as error:
+        raise Missing(str(error)) from error
+    if not shutil.which(NGINX):
+        raise Missing("nginx is not installed (Debian: nginx-light); it is the backend of every measurement")
+    cpus = machine.choose_cpus()
+    facts = machine.facts(cpus, machine.raise_file_limit()) | {"tools": tools}
+    os.sched_setaffinity(0, cpus.load)  # this program must not disturb the proxies
+    results = Results(facts, asdict(plan), {})
+    # In memory: the large body must not come from a disk.
+    with tempfile.TemporaryDirectory(prefix="fastmesh-bench-", dir=SHM if SHM.is_dir() else None) as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # nginx' worker may be another user
+        proxies = _cast(plan, directory, results)
+        if "load" in plan.parts:
+            say(f"load: about {plan.load_seconds / 60:.0f} minutes")
+        held = max(plan.most_connections, plan.idle_connections) + idle.WARM
+        with run_backend(directory, cpus, 2 * held + 1024) as ground:
+            setting = Setting(plan, results, proxies, ground, say)
+            if "load" in plan.parts:
+                for topology in plan.topologies:
+                    _load(setting, topology)
+            if "idle" in plan.parts:
+                _idle(setting)
+            if "ready" in plan.parts:
+                results.ready = idle.ready(proxies, plan.rounds, ground, say, setting.broken)
+    results.compare_to_floor()
+    return results
+
+
+def _cast(plan: Plan, directory: Path, results: Results) -> list[Proxy]:
+    """Those of the wished proxies that are installed; notes versions and absences."""
+    known = everyone(directory, pki.make(directory / "pki"))
+    proxies = []
+    for name in plan.only:
+        try:
+            results.versions[name] = known[name].version()
+        except Unavailable as reason:
+            results.absent[name] = str(reason)
+        else:
+            proxies.append(known[name])
+    return proxies
+
+
+def _load(setting: Setting, topology: Topology) -> None:
+    """All proxies of a topology run at once, idle but for the one under load: rounds interleave tightly."""
+    plan, results = setting.plan, setting.results
+    with contextlib.ExitStack() as stack:
+        actors: list[Actor] = []
+        for proxy in setting.proxies:
+            try:
+                starting = run_proxy(proxy, topology, setting.ground, plan.most_connections)
+                actor = stack.enter_context(starting)
+            except Unavailable as reason:
+                setting.broken(f"{proxy.name} ({topology})", reason)
+                continue
+            actors.append(actor)
+        for scenario in plan.scenarios(topology):
+            figures = {actor.name: Figure(scenario, actor.name) for actor in actors}
+            results.figures.extend(figures.values())
+            timing = load.Timing(plan.rounds, plan.seconds, plan.warm_up)
+            for name, run in load.rounds(actors, scenario, timing, setting.ground, setting.say):
+                if isinstance(run, str):
+                    figures[name].failures.append(run)
+                else:
+                    figures[name].runs.append(run)
+
+
+def _idle(setting: Setting) -> None:
+    """One proxy at a time: PSS must not be shared with another instance of the same program."""
+    for proxy in setting.proxies:
+        kinds: tuple[Topology, ...] = ("plain", "in")
+        for kind in kinds:
+            try:
+                measured = idle.measure(proxy, kind, setting.plan.idle_connections, setting.ground)
+            except Unavailable as reason:
+                if not (proxy.name == "floor" and kind == "in"):
+                    setting.broken(f"{proxy.name} (idle, {kind})", reason)
+                continue
+            setting.results.idle.append(measured)
+            setting.say(
+                f"idle {kind:5} {proxy.name:9} {measured.per_connection / 1024:6.2f} KiB a connection "
+                f"{measured.errors or ''}"
+            )

@@ -1,0 +1,64 @@
+"""The proxies that the bench compares, each set up as somebody who cares for speed would, with one worker.
+
+The same for all: one worker (thread), access log off, keep-alive on both sides with a pool of upstream
+connections that holds every client's, no limit that the load can meet, TLS 1.3 only between the two hops of a
+mesh with certificates demanded from both sides, session reuse as each does it by default. Everything else is
+the proxy's default; where a default would hurt it in this load, its module says what was changed and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from bench.pki import Identity
+
+Role = Literal["plain", "out", "in"]
+"""plain: HTTP to HTTP; out: HTTP to mutual TLS, as svc-a; in: mutual TLS to HTTP, as svc-b."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One proxy process (with its children) in the path of a request. All on 127.0.0.1."""
+
+    role: Role
+    listen: int
+    upstream: int
+    connections: int  # how many clients it must hold at once
+
+
+class Unavailable(Exception):
+    """This proxy cannot run here, and why."""
+
+
+class Proxy(Protocol):
+    name: str
+
+    def version(self) -> str:
+        """What it says of itself. Raises Unavailable if it is not there."""
+
+    def argv(self, hop: Hop, directory: Path) -> list[str]:
+        """Write its configuration into `directory` (its own); the command that runs it in the foreground."""
+
+    def identity(self, workload: str) -> Identity:
+        """The files of a workload that this proxy's PKI knows. Raises Unavailable if it has no TLS."""
+
+
+def everyone(directory: Path, identities: dict[str, Identity]) -> dict[str, Proxy]:
+    """All that the bench knows, by name, the floor first."""
+    from bench.proxies.envoy import Envoy
+    from bench.proxies.fastmesh import Fastmesh
+    from bench.proxies.floor import Floor
+    from bench.proxies.haproxy import HAProxy
+    from bench.proxies.nginx import Nginx
+
+    proxies: list[Proxy] = [
+        Floor(),
+        Nginx(identities),
+        HAProxy(identities),
+        Envoy(identities, "envoy", http2=True),
+        Envoy(identities, "envoy-h1", http2=False),
+        Fastmesh(directory),
+    ]
+    return {proxy.name: proxy for proxy in proxies}

