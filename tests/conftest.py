@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("kit")
 
+from kit import descriptors  # noqa: E402
 from kit.fixtures import (  # noqa: E402, F401
     _lane_proxy,
     cutter,
@@ -31,3 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests with thousands of connections need the descriptors that the hard limit allows.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@pytest.fixture(autouse=True)
+def _descriptors_given_back() -> Iterator[None]:
+    """Set up before all that a test asks for itself, hence torn down last: nothing of it may be left."""
+    before = descriptors.mine()
+    yield
+    descriptors.check_given_back(before)

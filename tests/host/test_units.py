@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import gc
 import os
 import signal
 import socket
@@ -10,6 +13,7 @@ import sys
 import time
 
 import pytest
+from kit import descriptors
 from kit.limits import DEADLINE, wait_until
 
 from fastmesh import cli
@@ -157,18 +161,46 @@ def test_a_set_that_cannot_be_opened_whole_changes_nothing(tmp_path):
 # socket activation
 
 
-def passed(*socks, pid=None, names=""):
-    """An Activation on duplicates of `socks`, in descriptors that follow each other."""
-    first = 300
-    for index, sock in enumerate(socks):
-        os.dup2(sock.fileno(), first + index)
-    environ = {"LISTEN_PID": str(pid or os.getpid()), "LISTEN_FDS": str(len(socks)), "LISTEN_FDNAMES": names}
-    activation = Activation(environ, first)
-    assert environ == {}
-    return activation
+def duplicates(fds):
+    """Duplicates of `fds` in descriptors that follow each other and were free; the first of them."""
+    lowest = 3
+    while True:
+        made = []
+        for fd in fds:
+            # The lowest free number from there on.
+            made.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest + len(made)))
+        if made == [*range(made[0], made[0] + len(made))]:
+            return made[0]
+        lowest = made[-1]
+        for fd in made:
+            os.close(fd)
 
 
-def test_activation_by_name_and_by_address():
+@pytest.fixture
+def passed():
+    """Activations on duplicates of files; duplicates that nobody has taken are closed at the end."""
+    given = []
+
+    def activation(*files, pid=None, count=None, names=""):
+        first = duplicates([file.fileno() for file in files])
+        given.extend((first + index, os.fstat(file.fileno()).st_ino) for index, file in enumerate(files))
+        environ = {
+            "LISTEN_PID": str(pid or os.getpid()),
+            "LISTEN_FDS": str(len(files) if count is None else count),
+            "LISTEN_FDNAMES": names,
+        }
+        made = Activation(environ, first)
+        assert environ == {}
+        return made
+
+    yield activation
+    for fd, inode in given:
+        with contextlib.suppress(OSError):
+            if os.fstat(fd).st_ino == inode:
+                os.close(fd)
+
+
+def test_activation_by_name_and_by_address(passed):
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         activation = passed(one, two, names="edge:unknown")
         activation.claim()
@@ -183,15 +215,14 @@ def test_activation_by_name_and_by_address():
         second.close()
 
 
-def test_activation_for_someone_else():
+def test_activation_for_someone_else(passed):
     with socket.create_server(("127.0.0.1", 0)) as one:
         activation = passed(one, pid=1)
         activation.claim()
         assert activation.take("edge", LOOPBACK | {"port": one.getsockname()[1]}) == []
-        os.close(300)
 
 
-def test_activation_with_the_wrong_family(tmp_path):
+def test_activation_with_the_wrong_family(passed):
     with socket.create_server(("127.0.0.1", 0)) as one:
         activation = passed(one, names="edge")
         activation.claim()
@@ -200,7 +231,26 @@ def test_activation_with_the_wrong_family(tmp_path):
         assert len(activation.close_rest()) == 1
 
 
-def test_several_sockets_of_a_listener_are_dealt_to_the_workers():
+def test_what_is_no_listening_socket_is_refused_and_left_alone(passed):
+    """A wrong count names descriptors of ours: nothing may close them behind their owner's back."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.socket() as other:
+        activation = passed(other, one)
+        with pytest.raises(ListenError, match=r"descriptor \d+ \(no name\) in LISTEN_FDS is no listening"):
+            activation.claim()
+        before = descriptors.mine()
+        del activation
+        gc.collect()
+        assert descriptors.mine() == before
+
+
+def test_a_count_without_descriptors_is_refused(passed):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        activation = passed(one, count=1_000_000_000)
+        with pytest.raises(ListenError, match="in LISTEN_FDS"):
+            activation.claim()
+
+
+def test_several_sockets_of_a_listener_are_dealt_to_the_workers(passed):
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         activation = passed(one, two, names="edge:edge")
         activation.claim()

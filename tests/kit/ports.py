@@ -1,47 +1,58 @@
 """TCP ports that no other test process on this machine takes.
 
 Port 0 hands out a number that anybody may take between the close and the next bind. Here every number
-is claimed by binding an abstract Unix socket of that name: atomic, visible to all test processes, and
-gone with the process that holds it. The range lies below the kernel's ephemeral ports, so outgoing
-connections never take one either.
+is claimed by locking the byte of that number in a file that all test processes share: atomic, gone with the
+process that holds it, not inherited by its children, and one descriptor however many ports a long run
+claims. The range lies below the kernel's ephemeral ports, so outgoing connections never take one either.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import socket
+import tempfile
+from pathlib import Path
 
 _RANGE = range(20000, 32000)
-_claims: dict[int, socket.socket] = {}
+_claims: set[int] = set()
 _start = os.getpid() * 397 % len(_RANGE)
 _candidates = itertools.cycle([*_RANGE[_start:], *_RANGE[:_start]])
+
+
+# One file for each user: where /tmp is protected, one may not open another's. It is never closed: closing
+# any descriptor of a file gives up the process's locks on it (fcntl(2)).
+_locks = os.open(
+    Path(tempfile.gettempdir(), f"fastmesh-test-ports-{os.getuid()}"),
+    os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+    0o600,
+)
 
 
 def free_port() -> int:
     """A port on which nothing listens; it stays claimed until `release_port` or the end of the process."""
     for _ in range(len(_RANGE)):
         port = next(_candidates)
+        # Our own lock would be granted to us once more.
         if port in _claims:
             continue
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            claim.bind(f"\0fastmesh-test-port-{port}")
+            fcntl.lockf(_locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
         except OSError:
-            claim.close()
             continue
+        _claims.add(port)
         if _bindable(port):
-            _claims[port] = claim
             return port
-        claim.close()
+        release_port(port)
     raise RuntimeError("no free port in the test range")
 
 
 def release_port(port: int) -> None:
     """Give a claimed port back."""
-    claim = _claims.pop(port, None)
-    if claim is not None:
-        claim.close()
+    if port in _claims:
+        _claims.remove(port)
+        fcntl.lockf(_locks, fcntl.LOCK_UN, 1, port)
 
 
 def _bindable(port: int) -> bool:

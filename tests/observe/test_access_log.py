@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from fastmesh.observe.access_log import (
     next_delay,
 )
 
+LogFiles = Callable[[str | Path], LogFile]
+
 
 @pytest.fixture
 def said() -> list[str]:
@@ -35,6 +37,19 @@ def said() -> list[str]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "access.log"
+
+
+@pytest.fixture
+def log_file(said: list[str]) -> Iterator[LogFiles]:
+    """Log files that say into `said`, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(path: str | Path) -> LogFile:
+            file = LogFile(str(path), said.append)
+            stack.callback(file.close)
+            return file
+
+        yield make
 
 
 @contextlib.contextmanager
@@ -86,8 +101,8 @@ def test_bytes_that_are_no_text_do_not_stop_the_log() -> None:
 # -- the file
 
 
-def test_it_is_created_for_its_group_to_read(path: Path, said: list[str]) -> None:
-    file = LogFile(str(path), said.append)
+def test_it_is_created_for_its_group_to_read(log_file: LogFiles, path: Path, said: list[str]) -> None:
+    file = log_file(path)
     before = os.umask(0)
     try:
         assert file.append(b"1\n", 1) == 1
@@ -97,7 +112,9 @@ def test_it_is_created_for_its_group_to_read(path: Path, said: list[str]) -> Non
     assert not said
 
 
-def test_a_batch_is_one_write(path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_one_write(
+    log_file: LogFiles, path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
     write = os.write
 
@@ -105,15 +122,15 @@ def test_a_batch_is_one_write(path: Path, said: list[str], monkeypatch: pytest.M
         sizes.append(len(data))
         return write(fd, data)
 
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     monkeypatch.setattr(os, "write", spy)
     file.append(b"x" * 299 + b"\n" + b"y\n" * 999, 1000)
     assert sizes == [300 + 2 * 999]
 
 
-def test_it_appends_and_lets_others_append(path: Path, said: list[str]) -> None:
+def test_it_appends_and_lets_others_append(log_file: LogFiles, path: Path, said: list[str]) -> None:
     path.write_text("before\n")
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     file.append(b"1\n", 1)
     with path.open("a") as other:
         other.write("other\n")
@@ -122,27 +139,29 @@ def test_it_appends_and_lets_others_append(path: Path, said: list[str]) -> None:
 
 
 def test_a_renamed_file_is_followed_by_a_new_one(
-    path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    log_file: LogFiles, path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access_log, "CHECK_INTERVAL", 0.0)
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     file.append(b"1\n", 1)
     old = path.rename(path.with_suffix(".1"))
     file.append(b"2\n", 1)
     assert (old.read_text(), path.read_text()) == ("1\n", "2\n")
 
 
-def test_a_deleted_file_is_created_anew(path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_file_is_created_anew(
+    log_file: LogFiles, path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(access_log, "CHECK_INTERVAL", 0.0)
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     file.append(b"1\n", 1)
     path.unlink()
     file.append(b"2\n", 1)
     assert path.read_text() == "2\n"
 
 
-def test_reopen_does_not_wait_for_the_next_look(path: Path, said: list[str]) -> None:
-    file = LogFile(str(path), said.append)
+def test_reopen_does_not_wait_for_the_next_look(log_file: LogFiles, path: Path, said: list[str]) -> None:
+    file = log_file(path)
     file.append(b"1\n", 1)
     old = path.rename(path.with_suffix(".1"))
     file.append(b"2\n", 1)
@@ -151,8 +170,8 @@ def test_reopen_does_not_wait_for_the_next_look(path: Path, said: list[str]) -> 
     assert (old.read_text(), path.read_text()) == ("1\n2\n", "3\n")
 
 
-def test_a_truncated_file_goes_on_at_its_start(path: Path, said: list[str]) -> None:
-    file = LogFile(str(path), said.append)
+def test_a_truncated_file_goes_on_at_its_start(log_file: LogFiles, path: Path, said: list[str]) -> None:
+    file = log_file(path)
     file.append(b"1\n" * 1000, 1000)
     os.truncate(path, 0)
     file.append(b"2\n", 1)
@@ -160,11 +179,14 @@ def test_a_truncated_file_goes_on_at_its_start(path: Path, said: list[str]) -> N
 
 
 def test_a_directory_that_is_missing_is_said_once_and_its_coming_too(
-    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    log_file: LogFiles,
+    tmp_path: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(access_log, "CHECK_INTERVAL", 0.0)
     path = tmp_path / "logs" / "access.log"
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     assert [file.append(b"1\n2\n", 2) for _ in range(3)] == [0, 0, 0]
     assert len(said) == 1 and "No such file" in said[0]
     path.parent.mkdir()
@@ -174,26 +196,31 @@ def test_a_directory_that_is_missing_is_said_once_and_its_coming_too(
 
 
 def test_a_directory_that_vanishes_keeps_the_open_file(
-    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    log_file: LogFiles,
+    tmp_path: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(access_log, "CHECK_INTERVAL", 0.0)
     path = tmp_path / "logs" / "access.log"
     path.parent.mkdir()
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     file.append(b"1\n", 1)
     moved = path.parent.rename(tmp_path / "moved") / "access.log"
     assert file.append(b"2\n", 1) == 1
     assert moved.read_text() == "1\n2\n"
 
 
-def test_a_full_disk_drops_counts_and_says_it_once(said: list[str]) -> None:
-    file = LogFile("/dev/full", said.append)
+def test_a_full_disk_drops_counts_and_says_it_once(log_file: LogFiles, said: list[str]) -> None:
+    file = log_file("/dev/full")
     assert [file.append(b"1\n2\n3\n", 3) for _ in range(3)] == [0, 0, 0]
     assert len(said) == 1 and "No space left" in said[0]
 
 
-def test_a_disk_that_fills_up_leaves_whole_lines_only(path: Path, said: list[str]) -> None:
-    file = LogFile(str(path), said.append)
+def test_a_disk_that_fills_up_leaves_whole_lines_only(
+    log_file: LogFiles, path: Path, said: list[str]
+) -> None:
+    file = log_file(path)
     line = b"x" * 99 + b"\n"
     with file_size_limit(250):
         assert file.append(line * 5, 5) == 2
@@ -205,13 +232,13 @@ def test_a_disk_that_fills_up_leaves_whole_lines_only(path: Path, said: list[str
 
 
 def test_a_torn_line_that_cannot_be_taken_back_stands_alone(
-    path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    log_file: LogFiles, path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(fd: int, size: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "ftruncate", fails)
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     line = b"x" * 99 + b"\n"
     with file_size_limit(150):
         assert file.append(line * 2, 2) == 1
@@ -220,7 +247,7 @@ def test_a_torn_line_that_cannot_be_taken_back_stands_alone(
 
 
 def test_a_line_another_process_wrote_behind_a_torn_one_is_not_cut_off(
-    path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    log_file: LogFiles, path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.write
 
@@ -232,16 +259,16 @@ def test_a_line_another_process_wrote_behind_a_torn_one_is_not_cut_off(
                 other.write(b"other\n")
             raise
 
-    file = LogFile(str(path), said.append)
+    file = log_file(path)
     monkeypatch.setattr(os, "write", disturbed)
     with file_size_limit(150):
         assert file.append(b"x" * 99 + b"\n" + b"y" * 99 + b"\n", 2) == 1
     assert path.read_bytes() == b"x" * 99 + b"\n" + b"y" * 50 + b"other\n"
 
 
-def test_a_pipe_without_a_reader_does_not_hang(path: Path, said: list[str]) -> None:
+def test_a_pipe_without_a_reader_does_not_hang(log_file: LogFiles, path: Path, said: list[str]) -> None:
     os.mkfifo(path)
-    assert LogFile(str(path), said.append).append(b"1\n", 1) == 0
+    assert log_file(path).append(b"1\n", 1) == 0
     assert len(said) == 1
 
 
