@@ -26,16 +26,19 @@ class Activation:
         """Takes the variables out of the environment: they are not meant for children."""
         pid = environ.pop("LISTEN_PID", "")
         count = environ.pop("LISTEN_FDS", "")
-        names = environ.pop("LISTEN_FDNAMES", "").split(":")
-        self._passed: list[tuple[str, int]] = []
+        self._names = environ.pop("LISTEN_FDNAMES", "").split(":")
+        self._first = first
+        self._count = int(count) if pid == str(os.getpid()) and count.isdecimal() else 0
         self._sockets: list[tuple[str, socket.socket]] = []
-        if pid == str(os.getpid()) and count.isdecimal():
-            names += [""] * int(count)
-            self._passed = [(names[number], first + number) for number in range(int(count))]
 
     def claim(self) -> None:
-        """Take the descriptors over. Raises ListenError for what is no listening socket."""
-        self._sockets = [(name, _inherited(fd, name)) for name, fd in self._passed]
+        """Take the descriptors over. Raises ListenError at the first that is no listening socket.
+
+        That one may be ours, if the count is wrong: it stays as it was.
+        """
+        for number in range(self._count):
+            name = self._names[number] if number < len(self._names) else ""
+            self._sockets.append((name, _inherited(self._first + number, name)))
 
     def take(self, name: str, bind: Mapping[str, Any]) -> list[socket.socket]:
         """The sockets meant for a listener: those of its name, else those bound to its address."""
@@ -61,15 +64,18 @@ class Activation:
 
 
 def _inherited(fd: int, name: str) -> socket.socket:
+    what = f"descriptor {fd} ({name or 'no name'}) in LISTEN_FDS"
     try:
         sock = socket.socket(fileno=fd)
-        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise ListenError(f"descriptor {fd} ({name or 'no name'}) in LISTEN_FDS: {error.strerror}") from error
-    if not listening or sock.type != socket.SOCK_STREAM:
-        raise ListenError(
-            f"descriptor {fd} ({name or 'no name'}) in LISTEN_FDS is no listening stream socket"
-        )
+        raise ListenError(f"{what}: {error.strerror}") from error
+    try:
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ListenError(f"{what} is no listening stream socket")
+    except BaseException:
+        # Its number is not this object's to close.
+        sock.detach()
+        raise
     os.set_inheritable(fd, False)
     return sock
 
