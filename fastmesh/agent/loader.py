@@ -5,14 +5,16 @@ that the snapshot gets, and of the snapshot in use its `digest` and `slots`. The
 frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
 
 A process that ends gives all its memory back, cannot be slowed down by the agent, and may be killed when a
-name server does not answer.
+name server does not answer. It ends with the agent, too: nobody is left to wait for its result.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,16 @@ def load(request: dict[str, Any]) -> bytes:
     return snapshot_frame(encode(snapshot))
 
 
+def _end_with_reader(result_fd: int) -> None:
+    """End the process, whatever it waits for, once nobody holds the other end of the pipe."""
+    poll = select.poll()
+    poll.register(result_fd, 0)  # POLLERR is always reported
+    poll.poll()
+    os._exit(1)
+
+
 def main(result_fd: int) -> None:
+    threading.Thread(target=_end_with_reader, args=(result_fd,), daemon=True).start()
     request = json.load(sys.stdin)
     try:
         result = load(request)
