@@ -15,7 +15,9 @@ Exit codes, the same for every command:
 from __future__ import annotations
 
 import importlib
-from typing import Final
+import os
+import sys
+from typing import Any, Final
 
 import click
 
@@ -43,6 +45,20 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 class LazyGroup(click.Group):
     """A group whose commands are imported on use: `fastmesh serve` must not pay for the others."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Also says what goes wrong with the output (a full disk behind `>`), of help as of any command."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            # What is still buffered cannot be written either: without this the interpreter would try once
+            # more at its end, and exit with 120.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.close(null)
+            what = f"{error.filename}:" if error.filename else "the output cannot be written:"
+            click.echo(f"error: {what} {error.strerror or error}", err=True)
+            sys.exit(EXIT_FAILURE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

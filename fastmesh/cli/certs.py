@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import click
 from fastmesh.certs import authority, inspection, proof, spiffe
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.certs.store import Layout, load_identity
-from fastmesh.cli import EXIT_FAILURE, EXIT_PKI
+from fastmesh.cli import EXIT_PKI
 from fastmesh.config.values import format_duration, parse_duration
 
 
@@ -60,22 +59,7 @@ _pki = click.option(
 _workload = Checked("name", spiffe.workload)
 
 
-class _Group(click.Group):
-    """Tells what goes wrong with the output (a full disk behind `>`), which is no fault of the directory."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # click ends quietly: `fastmesh certs list | head` is no error
-        except OSError as error:
-            # What is still buffered cannot be written either: without this the interpreter would try once
-            # more at its end, and exit with 120.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            _fail(f"the output cannot be written: {reason(error)}", EXIT_FAILURE)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Run the mesh's certificate authority.
 

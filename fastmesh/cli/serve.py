@@ -53,6 +53,4 @@ def command(path: Path | None, workers: int | None, pid_file: Path | None) -> No
         arguments += ["--pid-file", str(pid_file.absolute())]
     # The directory that we are started in is no place to import modules from, here and in every child.
     os.environ["PYTHONSAFEPATH"] = "1"
-    sys.stdout.flush()
-    sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "fastmesh.host", *arguments])

@@ -6,12 +6,18 @@ large.
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from fastmesh.host.supervisor import Supervisor
+# Until the supervisor has its own handlers: Ctrl-C ends a start as SIGTERM does, without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from fastmesh.host.process import fill_standard_streams  # noqa: E402
+from fastmesh.host.supervisor import Supervisor  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
+    fill_standard_streams()
     config, *rest = argv
     options = dict(zip(rest[::2], rest[1::2], strict=True))
     workers = options.pop("--workers", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 
@@ -22,6 +23,17 @@ def say(text: str, prefix: str = "fastmesh: ") -> None:
     """A line for the operator, on stderr. Nobody reading it is no reason to stop."""
     with contextlib.suppress(OSError):
         os.write(2, f"{prefix}{text}\n".encode())
+
+
+def fill_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed.
+
+    What is opened next would get its number: a line for the operator then went into a pipe or a client's
+    connection.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def fork(child: Callable[[], int], keep: Iterable[int]) -> int:
@@ -74,8 +86,13 @@ def spawn(argv: list[str], keep: list[int]) -> int:
 
 
 def _close_all_but(keep: set[int]) -> None:
-    for entry in os.listdir("/proc/self/fd"):
-        fd = int(entry)
+    fds: Iterable[int]
+    try:
+        fds = map(int, os.listdir("/proc/self/fd"))
+    except OSError:
+        # None is left to read the directory with: then the limit is near, and each below it can be tried.
+        fds = range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    for fd in fds:
         if fd not in keep:
             # One of them is listdir's own and has gone.
             with contextlib.suppress(OSError):
