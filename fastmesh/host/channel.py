@@ -83,7 +83,13 @@ class _Outgoing:
         self.key = key
         self.offset = 0
         # Our own copies: the caller may close its descriptors before the frame has left.
-        self.descriptors = [os.dup(fd) for fd in descriptors]
+        self.descriptors: list[int] = []
+        try:
+            for fd in descriptors:
+                self.descriptors.append(os.dup(fd))
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         for fd in self.descriptors:
@@ -136,7 +142,8 @@ class Channel:
     ) -> None:
         """Queue one frame and write what can be written. To a peer that has gone it does nothing.
 
-        A `bytes` message is a body already encoded. Raises ValueError for a frame that is too large.
+        A `bytes` message is a body already encoded. Raises ValueError for a frame that is too large, OSError
+        if `descriptors` cannot be copied; then nothing has been queued.
         """
         body = message if isinstance(message, bytes) else encode(message)
         if len(body) > MAX_FRAME:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 
@@ -17,6 +18,8 @@ class PidFile:
         self._draft = f"{path}.{os.getpid()}"
 
     def prepare(self) -> None:
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with open(self._draft, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
 
@@ -28,7 +31,7 @@ class PidFile:
         with contextlib.suppress(OSError):
             os.unlink(self._draft)
         with contextlib.suppress(OSError):
-            with open(self.path, encoding="ascii") as file:
-                mine = file.read() == f"{os.getpid()}\n"
+            with open(self.path, "rb") as file:
+                mine = file.read(32) == b"%d\n" % os.getpid()
             if mine:
                 os.unlink(self.path)

@@ -131,9 +131,9 @@ class Listener:
             raise ListenError(
                 f"{self._what()}: the path is longer than the {_MAX_PATH} bytes that a Unix socket may have"
             )
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sockets.append(sock)
         try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sockets.append(sock)
             try:
                 sock.bind(path)
             except OSError as error:

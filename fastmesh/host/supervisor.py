@@ -82,6 +82,8 @@ class Supervisor:
         self._phase = "agent"
         self._exit: int | None = None
         self._clean = True
+        # The second signal has come: the agent gets no time beyond a moment, either.
+        self._at_once = False
         self._timers = Timers()
         self._agent = Child("agent")
         self._slots: list[Slot] = []
@@ -188,7 +190,11 @@ class Supervisor:
         self._agent.send({"type": "admin"}, descriptors=[sock.fileno() for sock in listener.sockets])
 
     def _start_worker(self, slot: Slot) -> None:
-        ours, theirs = Channel.pair()
+        try:
+            ours, theirs = Channel.pair()
+        except OSError as error:
+            self._worker_not_started(slot, error)
+            return
         sockets = {listener.name: listener.socket_of(slot.number) for listener in self._listeners}
         descriptors = {name: sock.fileno() for name, sock in sockets.items()}
 
@@ -200,22 +206,29 @@ class Supervisor:
             pid = fork(child, [theirs.fileno(), *descriptors.values()])
         except OSError as error:
             ours.close()
-            if self._phase == "boot":
-                raise StartError(EXIT_BOOT, f"{slot.name} cannot start: {error.strerror}") from error
-            say(f"{slot.name} cannot start: {error.strerror}")
-            self._restart_worker(slot)
+            self._worker_not_started(slot, error)
             return
         finally:
             theirs.close()
         slot.started(pid, ours)
         slot.send(self._frame, key="snapshot")
 
+    def _worker_not_started(self, slot: Slot, error: OSError) -> None:
+        what = f"{slot.name} cannot start: {error.strerror}"
+        if self._phase == "boot":
+            raise StartError(EXIT_BOOT, what) from error
+        say(what)
+        self._restart_worker(slot)
+
     def _ready(self) -> None:
         """Every worker is ready for the first time."""
         self._phase = "run"
         self._timers.cancel("boot")
         if self._pid_file:
-            self._pid_file.publish()
+            try:
+                self._pid_file.publish()
+            except OSError as error:
+                raise StartError(EXIT_CONFIG, f"pid file {self._pid_file.path}: {error.strerror}") from error
         listeners = ", ".join(f"{listener.name} {listener.address}" for listener in self._listeners)
         admin = f"; admin {self._admin.address}" if self._admin else ""
         text = f"{listeners}; workers {len(self._slots)}{admin}"
@@ -433,7 +446,12 @@ class Supervisor:
             if added:
                 names = [listener.name for listener in added]
                 fds = [listener.socket_of(slot.number).fileno() for listener in added]
-                slot.send({"type": "listen", "names": names}, descriptors=fds)
+                try:
+                    slot.send({"type": "listen", "names": names}, descriptors=fds)
+                except OSError as error:
+                    # Connections would wait on a socket that it does not know. Its successor inherits all.
+                    say(f"{slot} cannot be given its new sockets: {error.strerror}; replaced")
+                    slot.kill()
             slot.send(self._frame, key="snapshot")
 
     def _reload(self) -> None:
@@ -498,10 +516,11 @@ class Supervisor:
             self._exit = EXIT_OK if self._clean else EXIT_FAILURE
             return
         self._agent.send({"type": "stop"})
-        self._timers.after("deadline", _AGENT_GRACE_S, self._agent.kill)
+        self._timers.after("deadline", _STOP_S if self._at_once else _AGENT_GRACE_S, self._agent.kill)
 
     def _stop_at_once(self) -> None:
         """The second signal: exchanges are cut, but what can be given back in a moment is."""
+        self._at_once = True
         for slot in self._slots:
             slot.send({"type": "stop"})
         self._timers.after("deadline", _STOP_S, self._kill_all)

@@ -7,6 +7,7 @@ import select
 import socket
 
 import pytest
+from kit import descriptors
 
 from fastmesh.host.channel import (
     MAX_FRAME,
@@ -45,6 +46,16 @@ def test_frames_arrive_in_order(pair):
     frames = receive(right, 2)
     assert [frame.type for frame in frames] == ["a", "b"]
     assert frames[1].message == {"type": "b", "text": "ü\n"}
+
+
+def test_descriptors_that_cannot_be_copied_leave_nothing(pair):
+    left, right = pair
+    before = descriptors.mine()
+    with pytest.raises(OSError):
+        left.send({"type": "x"}, descriptors=[0, -1])
+    assert descriptors.mine() == before
+    left.send({"type": "y"})
+    assert [frame.type for frame in receive(right)] == ["y"]
 
 
 def test_every_split_gives_the_same_frames():

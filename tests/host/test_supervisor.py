@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from kit import procfs
-from kit.limits import DEADLINE, wait_until
+from kit.limits import DEADLINE, PATIENCE, wait_until
 from kit.ports import free_port
 from kit.supervised import connect, exchange
 
@@ -22,6 +25,19 @@ def refused(port: int) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+@contextlib.contextmanager
+def room_for(pid, count):
+    """The process can open just so many more descriptors."""
+    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    free = [number for number in range(max(used) + count + 2) if number not in used]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[count], before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 # start
@@ -202,6 +218,17 @@ def test_a_killed_worker_is_replaced_on_the_same_socket(host):
     assert host.heard("status")[-1]["workers"][0]["restarts"] == 3
 
 
+def test_a_worker_that_cannot_be_replaced_yet_is_tried_again(host):
+    host.start()
+    before = host.wait_workers()
+    # A channel needs two, and the dead worker's leaves one.
+    with room_for(host.pid, 0):
+        os.kill(before[0], signal.SIGKILL)
+        host.wait_line("worker 0 cannot start: Too many open files")
+    host.wait_workers(other_than=before[:1])
+    host.echo()
+
+
 def test_a_connection_on_another_worker_outlives_a_dead_one(host):
     host.start()
     with connect(host.port()) as sock:
@@ -338,6 +365,20 @@ def test_the_second_signal_ends_at_once(host):
         assert host.wait() == 0
 
 
+def test_the_second_signal_does_not_wait_for_an_agent_that_hangs(host):
+    """Nor for workers that do: everything has the same half second, not each its own grace."""
+    host.start(snapshot=host.snapshot(drain_ms=600_000))
+    os.kill(host.agent(), signal.SIGSTOP)
+    with connect(host.port()) as sock:
+        exchange(sock)
+        host.signal(signal.SIGTERM)
+        host.wait_line("draining")
+        begin = time.monotonic()
+        host.signal(signal.SIGTERM)
+        assert host.wait() == 0
+    assert time.monotonic() - begin < 3.0 * PATIENCE
+
+
 def test_signals_to_the_whole_group_count_once(host):
     host.start()
     with connect(host.port()) as sock:
@@ -397,6 +438,22 @@ def test_reload_adds_a_listener(host):
         host.echo(new)
     host.signal(signal.SIGTERM)
     wait_until(lambda: refused(new), "that the new listener has gone, too")
+
+
+def test_a_worker_that_cannot_be_given_a_new_socket_is_replaced(host):
+    """Out of descriptors in the middle of a reload: the supervisor goes on, and so does the new listener."""
+    host.start()
+    before, new = host.wait_workers(), free_port()
+    changed = host.snapshot(2, binds={"edge": host.bind(), "new": host.bind(new)})
+    host.on("reload", {"type": "snapshot", "snapshot": changed})
+    # For the listener's two sockets, and no copy of them.
+    with room_for(host.pid, 2):
+        host.signal(signal.SIGHUP)
+        host.wait_line("cannot be given its new sockets: Too many open files; replaced", 2)
+    host.wait_workers(other_than=before)
+    for _ in range(6):
+        host.echo(new)
+        host.echo()
 
 
 def test_reload_that_moves_or_removes_listeners_is_refused(host):
@@ -489,6 +546,28 @@ def test_pid_file_that_cannot_be_written(host, tmp_path):
     host.launch("--pid-file", str(tmp_path / "no" / "pid"))
     assert host.wait() == 2
     assert "pid file" in host.stderr()
+
+
+def test_pid_file_that_is_a_directory(host, tmp_path):
+    host.on("start", {"type": "snapshot", "snapshot": host.snapshot()})
+    host.launch("--pid-file", str(tmp_path))
+    assert host.wait() == 2
+    assert host.stderr() == f"fastmesh: pid file {tmp_path}: Is a directory\n"
+
+
+def test_pid_file_that_cannot_be_put_in_place(host, tmp_path):
+    path = tmp_path / "pids" / "edge.pid"
+    path.parent.mkdir()
+    host.on("start")
+    host.launch("--pid-file", str(path))
+    wait_until(lambda: host.heard("start"), "the agent")
+    for draft in path.parent.iterdir():
+        draft.unlink()
+    path.parent.rmdir()
+    host.on("reload", {"type": "snapshot", "snapshot": host.snapshot()})
+    host.signal(signal.SIGHUP)
+    assert host.wait() == 2
+    assert f"pid file {path}: No such file or directory" in host.stderr()
 
 
 def test_socket_activation(host, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -17,7 +18,7 @@ from kit import descriptors
 from kit.limits import DEADLINE, wait_until
 
 from fastmesh import cli
-from fastmesh.host import children, exits
+from fastmesh.host import children, exits, sockets
 from fastmesh.host.activation import Activation
 from fastmesh.host.children import Backoff
 from fastmesh.host.notify import Notifier
@@ -156,6 +157,15 @@ def test_a_set_that_cannot_be_opened_whole_changes_nothing(tmp_path):
     assert [one.name for one in listeners.extend([good])] == ["good"]
     assert listeners.extend([good]) == []
     listeners.close()
+
+
+def test_a_unix_socket_that_the_kernel_does_not_give(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(sockets.socket, "socket", refuse)
+    with pytest.raises(ListenError, match="Too many open files"):
+        ListenerSet(Activation({})).extend([{"name": "edge", "bind": unix(tmp_path / "edge")}])
 
 
 # socket activation
@@ -370,9 +380,10 @@ def test_pid_file(tmp_path):
     file.publish()
     assert path.read_text() == f"{os.getpid()}\n"
     assert list(tmp_path.iterdir()) == [path]
-    path.write_text("1\n")
-    file.remove()
-    assert path.exists()
+    for other in (b"1\n", b"\xff\n"):
+        path.write_bytes(other)
+        file.remove()
+        assert path.exists()
 
 
 # service manager
