@@ -13,11 +13,21 @@ DEFAULT_FILES: Final = (Path("fastmesh.yaml"), Path("/etc/fastmesh/fastmesh.yaml
 def find_config(given: Path | None) -> Path:
     """The file that was given, else the first of `DEFAULT_FILES` that is there. Raises `ConfigErrors`."""
     if given is not None:
-        return given
+        return _utf8(given)
     for path in DEFAULT_FILES:
         # A dangling link or a directory of that name is meant too: `load` then says what is wrong with it.
         if path.exists() or path.is_symlink():
-            return path
+            return _utf8(path)
     here, system = DEFAULT_FILES
     message = f"does not exist, nor does {system}: give a file with -c, or write one with `fastmesh init`"
     raise ConfigErrors([ConfigError(str(here), 0, 0, message)])
+
+
+def _utf8(path: Path) -> Path:
+    """The path, if it can be written into a snapshot: its directory goes in there, too."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        message = "the path is not in UTF-8, expected one that is: rename the file or its directory"
+        raise ConfigErrors([ConfigError(str(path), 0, 0, message)]) from None
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import sys
 
@@ -17,12 +18,21 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 # What a shell returns for a program that it cannot run.
 _EXIT_NOT_RUN = 127
+# For how long a line may wait for a reader of stderr that is busy.
+_PATIENCE_MS = 100
 
 
 def say(text: str, prefix: str = "fastmesh: ") -> None:
-    """A line for the operator, on stderr. Nobody reading it is no reason to stop."""
+    """A line for the operator, on stderr. Nobody reading it is no reason to stop, or to wait for long."""
+    line = f"{prefix}{text}\n".encode(errors="backslashreplace")
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
     with contextlib.suppress(OSError):
-        os.write(2, f"{prefix}{text}\n".encode())
+        # A pipe that is ready takes so much without blocking.
+        for start in range(0, len(line), select.PIPE_BUF):
+            if not poll.poll(_PATIENCE_MS):
+                return
+            os.write(2, line[start : start + select.PIPE_BUF])
 
 
 def fill_standard_streams() -> None:

@@ -34,6 +34,20 @@ def test_pid_file_without_a_name(tmp_path: Path) -> None:
     assert done.stderr == f"fastmesh: pid file {tmp_path}: Is a directory\n"
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize("name", [b"edge\xff.yaml", b"d\xe9/fastmesh.yaml"])
+def test_path_that_is_not_utf_8(tmp_path: Path, command: str, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    cli("init", path, errors="replace")
+    args = [] if path.name == "fastmesh.yaml" else ["-c", path.name]
+    done = cli(command, *args, check=False, cwd=path.parent)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        ": the path is not in UTF-8, expected one that is: rename the file or its directory\n"
+    )
+
+
 def test_standard_streams_that_are_closed(tmp_path: Path) -> None:
     """What the supervisor says must not go into whatever got the number of its stderr."""
     port, admin = free_port(), free_port()
@@ -49,7 +63,7 @@ def test_standard_streams_that_are_closed(tmp_path: Path) -> None:
         ["sh", "-c", command, "sh", FASTMESH, "serve", "-c", config, "--workers", "1"], start_new_session=True
     )
     try:
-        assert proxy.metrics().sum("workers", state="ready") == 1
+        proxy.wait_metric("a worker", lambda m: m.sum("workers", state="ready") == 1)
         for pid in (proxy.pid, *procfs.children(proxy.pid)):
             for number in range(3):
                 assert os.readlink(f"/proc/{pid}/fd/{number}") == os.devnull  # noqa: PTH115

@@ -23,7 +23,7 @@ from fastmesh.host.activation import Activation
 from fastmesh.host.children import Backoff
 from fastmesh.host.notify import Notifier
 from fastmesh.host.pidfile import PidFile
-from fastmesh.host.process import fork, how_it_ended, spawn
+from fastmesh.host.process import fork, how_it_ended, say, spawn
 from fastmesh.host.sockets import Listener, ListenError, ListenerSet
 from fastmesh.host.timers import Timers
 
@@ -335,6 +335,27 @@ def test_a_program_that_is_not_there(capfd):
     pid = spawn(["/nonexistent/program"], [])
     assert how_it_ended(os.waitpid(pid, 0)[1]) == "ended with exit code 127"
     assert capfd.readouterr().err == "fastmesh: cannot run /nonexistent/program: No such file or directory\n"
+
+
+def test_a_line_waits_for_no_reader_that_does_not_come():
+    """With a full pipe for its stderr the supervisor would stop otherwise."""
+    read, write = os.pipe2(os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)
+    code = "from fastmesh.host.process import say; say('x' * 10000); say('y'); print('done')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=write, timeout=DEADLINE, check=True
+    )
+    assert done.stdout == b"done\n"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_line_is_whole_whatever_is_in_it(capfd):
+    say("a\udcffb\ud800" + "x" * 10_000)
+    assert capfd.readouterr().err == "fastmesh: a\\udcffb\\ud800" + "x" * 10_000 + "\n"
 
 
 def test_how_it_ended_with_a_signal():
