@@ -10,7 +10,7 @@ from fastmesh.core.wire.message cimport (
     FIELD_HOP, FRAMING_NONE, F_CONTENT_LENGTH, F_DATE, F_OTHER, F_SERVER, F_TRANSFER_ENCODING, MSG_HAS_HOP,
     Message,
 )
-from fastmesh.core.wire.http1_scan cimport FM_DIGIT, FM_HEX, FM_QDTEXT, FM_TCHAR, fm_class
+from fastmesh.core.wire.http1_scan cimport FM_DIGIT, FM_HEX, FM_QDTEXT, FM_TCHAR, fm_class, http1_equal
 from fastmesh.core.wire.http1_fields cimport Http1Seen, http1_clear, http1_fields, http1_look, http1_waiting
 
 cdef enum:
@@ -165,6 +165,26 @@ cdef inline int http1_chunked(Http1Chunked *st, const char *buf, size_t len, siz
     return HTTP1_MORE
 
 
+cdef inline bint _belongs_in_head(const char *p, size_t n) noexcept nogil:
+    """Whether p[:n], none of the FieldIds, names a field that only the head may carry. `*`: and all that begin so.
+
+    What authenticates, conditions or describes a message (RFC 9110 6.5.1), and what a proxy is trusted to
+    have set: a reader that merges trailers into the head would take it for what was checked there.
+    """
+    cdef const char *word = (
+        b"authorization cookie set-cookie www-authenticate x-forwarded-* x-real-ip if-* range max-forwards "
+        b"content-encoding content-range ")
+    cdef size_t k
+    while word[0] != 0:
+        k = 0
+        while word[k] != c" ":
+            k += 1
+        if (n == k or n >= k and word[k - 1] == c"*") and http1_equal(p, word, k - (word[k - 1] == c"*")):
+            return True
+        word += k + 1
+    return False
+
+
 cdef inline int http1_parse_trailers(const char *buf, size_t len, uint32_t *scan,
                                      Message *out) noexcept nogil:
     """The trailer section at buf: its length with the empty line (2 = none); 0 if not whole; -R_BAD_TRAILER.
@@ -200,7 +220,8 @@ cdef inline int http1_parse_trailers(const char *buf, size_t len, uint32_t *scan
     out.length = 0
     for i in range(out.nfields):
         known = out.fields[i].id
-        if known != F_OTHER and known != F_DATE and known != F_SERVER:
+        if (known != F_DATE and known != F_SERVER if known != F_OTHER
+                else _belongs_in_head(buf + out.fields[i].at, out.fields[i].name_len)):
             out.fields[i].flags = FIELD_HOP
             out.flags |= MSG_HAS_HOP
     scan[0] = 0
