@@ -86,6 +86,15 @@ def test_te_trailers_is_passed_on_with_connection_te(lane: LaneFactory) -> None:
         assert "te" in seen.tokens("connection"), "RFC 9110 10.1.4: whoever sends TE names it in Connection"
 
 
+def test_expect_of_an_http_1_0_client_is_ignored(lane: LaneFactory) -> None:
+    """RFC 9110 10.1.1. The next hop is asked in HTTP/1.1 and would not ignore it."""
+    here = lane()
+    server = here.upstream()
+    data = request("POST", headers=[("Expect", "100-continue")], body=b"x", version="HTTP/1.0")
+    assert here.ask(data).status == 200
+    assert server.requests[0].get("expect") is None
+
+
 @pytest.mark.parametrize("name", ["Host", "Content-Length", "Transfer-Encoding", "Connection"])
 def test_connection_may_not_name_framing_or_routing(lane: LaneFactory, name: str) -> None:
     here = lane()

@@ -102,6 +102,24 @@ def test_426_keeps_its_upgrade_field(lane: LaneFactory) -> None:
     )
     answer = here.ask(request())
     assert answer.status == 426
+    assert answer.tokens("upgrade") == ["chat/2"]
+    assert "upgrade" in answer.tokens("connection"), "RFC 9110 7.8: whoever sends Upgrade names it there"
+
+
+def test_426_without_a_legible_offer_is_a_426_all_the_same(lane: LaneFactory) -> None:
+    here = lane()
+    here.upstream(answering(b"", "426 Upgrade Required", [("Upgrade", "chat/2;q=1"), ("Upgrade", "")]))
+    answer = here.ask(request())
+    assert (answer.status, answer.get("upgrade")) == (426, None)
+
+
+@pytest.mark.parametrize("size", [30_000, 60_000])
+def test_long_offer_within_the_limit_of_a_head(lane: LaneFactory, size: int) -> None:
+    here = lane()
+    server = here.upstream()
+    offer = ", ".join(["chat/1"] * (size // 8))
+    assert here.ask(request(headers=[("Connection", "upgrade"), ("Upgrade", offer)])).status == 200
+    assert server.requests[0].get("upgrade") == offer
 
 
 def test_upgrade_request_with_a_body(lane: LaneFactory) -> None:

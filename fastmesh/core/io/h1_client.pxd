@@ -447,7 +447,7 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     cdef uint64_t skip
     cdef uint64_t hosted = 0
     cdef size_t n
-    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 1400 + m.upgrade.len + x.service.name.len))
+    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 1400 + x.service.name.len))
     if fm_unlikely(p == NULL):
         return -R_NO_MEMORY
     n = http1_write_request_line(p, m)

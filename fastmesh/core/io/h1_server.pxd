@@ -429,19 +429,19 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     cdef H1Server *h = <H1Server *>e
     cdef Conn *c = h.conn
     cdef size_t n
-    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 128 + m.upgrade.len))
+    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 128))
     if fm_unlikely(p == NULL):
         return -R_NO_MEMORY
     n = http1_write_status_line(p, m)
     n += http1_copy_fields(p + n, m)
-    if m.status == 101:
+    if m.upgrade.len > 0:                       # 101, 426
         memcpy(p + n, b"connection: upgrade\r\nupgrade: ", 30)
         n += 30
         memcpy(p + n, m.base + m.upgrade.at, m.upgrade.len)
         n += m.upgrade.len
         memcpy(p + n, b"\r\n", 2)
         n += 2
-    elif m.status >= 200:
+    if m.status >= 200:
         h.out_framing = m.framing
         if m.framing == FRAMING_CHUNKED or m.framing == FRAMING_CLOSE:
             if h.http10:

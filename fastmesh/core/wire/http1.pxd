@@ -25,8 +25,8 @@ from fastmesh.core.base.reason cimport (
     R_LINE_TOO_LONG, R_TOO_MANY_FIELDS, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_HEAD_TOO_LARGE,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_NONE, F_CONNECTION, F_EXPECT, F_HOST, F_TE, F_UPGRADE,
-    Field, LENGTH_UNKNOWN, MAX_FIELDS, MAX_HEAD, MAX_LINE, MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP10,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_EXPECT, F_HOST, F_TE,
+    F_UPGRADE, Field, LENGTH_UNKNOWN, MAX_FIELDS, MAX_HEAD, MAX_LINE, MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP10,
     MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD,
     M_OPTIONS, M_OTHER, M_PATCH, M_POST, M_PUT, M_TRACE, Message,
 )
@@ -38,7 +38,7 @@ from fastmesh.core.wire.http1_fields cimport (
     HTTP1_HOP_IDS, Http1Seen, http1_clear, http1_fields, http1_look, http1_waiting,
 )
 from fastmesh.core.wire.http1_meaning cimport (
-    HTTP1_CLOSE, HTTP1_KEEP_ALIVE, HTTP1_UPGRADE, http1_connection, http1_drop_length, http1_framing,
+    HTTP1_CLOSE, HTTP1_KEEP_ALIVE, HTTP1_UPGRADE, http1_connection, http1_drop, http1_framing,
     http1_host, http1_same, http1_te_trailers, http1_upgrade,
 )
 
@@ -253,12 +253,15 @@ cdef inline int http1_request_meaning(Message *out, Http1Seen *seen) noexcept no
     if not options & HTTP1_CLOSE and (not out.flags & MSG_HTTP10 or options & HTTP1_KEEP_ALIVE):
         out.flags |= MSG_KEEP_ALIVE
     if out.flags & MSG_HTTP10:
-        # RFC 9110 7.8, 10.1.1: Upgrade and 100-continue of an HTTP/1.0 client are ignored
+        # RFC 9110 7.8, 10.1.1: Upgrade and 100-continue of an HTTP/1.0 client are ignored; sent on as
+        # HTTP/1.1, the next hop would not
+        http1_drop(out, seen, F_EXPECT)
         return 0
     if options & HTTP1_UPGRADE and seen.once & (1 << F_UPGRADE):
         r = http1_upgrade(out, seen)
         if r < 0:
             return r
+        out.flags |= MSG_UPGRADE
     if seen.once & (1 << F_EXPECT):
         f = &out.fields[seen.first[<int>F_EXPECT]]
         if f.value_len == 12 and http1_equal(out.base + f.value_at, b"100-continue", 12):
@@ -375,12 +378,12 @@ cdef inline int http1_response_meaning(Message *out, Http1Seen *seen, int reques
         # so it is only dropped; anything else may be followed by a body that nobody expects.
         if out.framing == FRAMING_CHUNKED or out.length:
             return -R_BAD_FRAMING
-        http1_drop_length(out, seen)
+        http1_drop(out, seen, F_CONTENT_LENGTH)
         out.framing = FRAMING_NONE
     elif request_method == M_HEAD or out.status == 304:
         out.framing = FRAMING_NONE
     elif request_method == M_CONNECT and out.status < 300:
-        http1_drop_length(out, seen)
+        http1_drop(out, seen, F_CONTENT_LENGTH)
         out.framing = FRAMING_NONE
     elif out.framing == FRAMING_NONE:
         out.framing = FRAMING_CLOSE
@@ -396,10 +399,13 @@ cdef inline int http1_response_meaning(Message *out, Http1Seen *seen, int reques
     if (out.framing != FRAMING_CLOSE and not options & HTTP1_CLOSE
             and (not out.flags & MSG_HTTP10 or options & HTTP1_KEEP_ALIVE)):
         out.flags |= MSG_KEEP_ALIVE
-    if out.status == 101:
-        out.flags |= MSG_UPGRADE
+    if out.status == 101 or out.status == 426:
+        # the protocol switched to, or the ones that are wanted (RFC 9110 15.2.2, 15.5.22)
+        if out.status == 101:
+            out.flags |= MSG_UPGRADE
         if seen.once & (1 << F_UPGRADE):
-            return http1_upgrade(out, seen)
+            r = http1_upgrade(out, seen)
+            return r if out.status == 101 else 0
     elif out.status < 200:
         out.flags |= MSG_INTERIM
     return 0

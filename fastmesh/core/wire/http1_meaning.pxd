@@ -11,7 +11,7 @@ from fastmesh.core.wire.message cimport (
     FIELD_HOP, FRAMING_CHUNKED, FRAMING_LENGTH, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_EXPECT,
     F_FORWARDED, F_HOST, F_KEEP_ALIVE, F_OTHER, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FASTMESH_REASON,
     F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, LENGTH_UNKNOWN, MSG_HAS_HOP,
-    MSG_HTTP10, MSG_UPGRADE, Message,
+    MSG_HTTP10, Message,
 )
 from fastmesh.core.wire.http1_scan cimport (
     FM_DIGIT, FM_HEX, FM_REGNAME, fm_class, fm_scan_token, http1_equal, http1_field_id,
@@ -143,7 +143,7 @@ cdef inline int http1_framing(Message *out, Http1Seen *seen) noexcept nogil:
 
 
 cdef inline int http1_upgrade(Message *out, Http1Seen *seen) noexcept nogil:
-    """Set MSG_UPGRADE from the one Upgrade field: protocol-name ["/" version], in a list (RFC 9110 7.8)."""
+    """Set out.upgrade from the one Upgrade field: protocol-name ["/" version], in a list (RFC 9110 7.8)."""
     cdef Field *f = &out.fields[seen.first[<int>F_UPGRADE]]
     cdef const char *p = out.base + f.value_at
     cdef const char *end = p + f.value_len
@@ -170,7 +170,6 @@ cdef inline int http1_upgrade(Message *out, Http1Seen *seen) noexcept nogil:
         p += 1
         while p < end and (p[0] == c" " or p[0] == c"\t"):
             p += 1
-    out.flags |= MSG_UPGRADE
     out.upgrade.at = f.value_at
     out.upgrade.len = f.value_len
     return 0
@@ -196,10 +195,13 @@ cdef inline bint http1_te_trailers(const char *p, size_t n) noexcept nogil:
     return False
 
 
-cdef inline void http1_drop_length(Message *out, Http1Seen *seen) noexcept nogil:
-    """Mark Content-Length to stay behind."""
-    if seen.once & (1 << F_CONTENT_LENGTH):
-        out.fields[seen.first[<int>F_CONTENT_LENGTH]].flags |= FIELD_HOP
+cdef inline void http1_drop(Message *out, Http1Seen *seen, uint8_t id) noexcept nogil:
+    """Mark the fields `id` to stay behind."""
+    cdef int i
+    if seen.once & (<uint32_t>1 << id):
+        for i in range(seen.first[id], out.nfields):
+            if out.fields[i].id == id:
+                out.fields[i].flags |= FIELD_HOP
         out.flags |= MSG_HAS_HOP
 
 

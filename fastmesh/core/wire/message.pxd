@@ -96,5 +96,5 @@ cdef struct Message:
     Span authority            # requests: from the absolute-form or CONNECT target, else the Host field's value
     Span scheme               # requests: only from the absolute-form, else length 0
     Span reason               # responses: the reason phrase
-    Span upgrade              # the value of the Upgrade field, if MSG_UPGRADE
+    Span upgrade              # the value of the Upgrade field, if MSG_UPGRADE or status 426
     Field fields[128]         # MAX_FIELDS
