@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from kit import procfs
@@ -45,14 +44,10 @@ def kill_worker(proxy: Fastmesh, pid: int, port: int) -> set[int]:
     to its successor.
     """
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: stopped(pid), "the worker to stop")
+    wait_until(lambda: procfs.stopped(pid), "the worker to stop")
     owned = procfs.owned_peers(pid, port)
     os.kill(pid, signal.SIGKILL)
     return owned
-
-
-def stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
 
 
 @pytest.mark.heavy

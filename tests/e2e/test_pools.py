@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable
 
 import pytest
+from kit import procfs
 from kit.fixtures import LaneFactory
 from kit.lanes import Lane
+from kit.limits import DEADLINE, wait_until
 from kit.upstream import Script, ServerConn, answering, echo
 from kit.wire import chunked, request, response
 
@@ -144,6 +148,68 @@ def test_late_unsolicited_bytes_on_an_idle_connection(lane: LaneFactory) -> None
     assert poisoned.wait(10)
     server.wait_open(0)
     assert here.ask(request()).body == b"clean"
+
+
+CHUNKED = [("Transfer-Encoding", "chunked")]
+LAST_CHUNKS = b"5\r\n text\r\n0\r\n\r\n"
+BEFORE = {
+    "answer": lambda conn: conn.send(response(b"POISON")),
+    "interim": lambda conn: conn.send(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "fin": ServerConn.close,
+    "reset": ServerConn.reset,
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("kind", ["http", "retry-off"])
+@pytest.mark.parametrize(
+    ("parts", "body"),
+    [
+        ([request(target="/2")], b""),
+        ([request("POST", "/2", body=b"x" * 3000)], b"x" * 3000),
+        ([request("POST", "/2", headers=[("Content-Length", "9")]), b"some", b" text"], b"some text"),
+        ([request("POST", "/2", headers=CHUNKED), b"4\r\nsome\r\n", LAST_CHUNKS], b"some text"),
+    ],
+    ids=["get", "post", "upload", "chunks"],
+)
+def test_what_an_idle_connection_says_before_the_next_request_has_left_is_no_answer(
+    lane: LaneFactory, parts: list[bytes], body: bytes, kind: str, before: str
+) -> None:
+    """One turn of the loop sees the request first and then the bytes, or the end, that came unasked: nothing
+    has been sent on that connection yet, so any request, and any part of one, can take a fresh one."""
+    here = lane(kind)
+    go, gone = threading.Event(), threading.Event()
+
+    def script(conn: ServerConn) -> None:
+        conn.read_request()
+        conn.send(response(b"first"))
+        assert go.wait(DEADLINE)
+        BEFORE[before](conn)
+        gone.set()
+        if before in ("answer", "interim"):
+            conn.expect_close()
+
+    server = here.upstream(script, echo)
+    with here.client() as client:
+        client.send(request())
+        assert client.read_response().body == b"first"
+        workers = here.proxy.worker_pids()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: all(map(procfs.stopped, workers)), "the workers to stop")
+            client.send(*parts[:2])
+            go.set()
+            assert gone.wait(DEADLINE)
+        finally:
+            for pid in workers:
+                os.kill(pid, signal.SIGCONT)
+        server.wait_connections(2)
+        client.send(*parts[2:])
+        answer = client.read_response()
+        assert (answer.status, answer.get("x-target"), answer.interim) == (200, "/2", [])
+        assert answer.body == body
+    assert [seen.target for seen in server.requests] == ["/", "/2"]
 
 
 # a reused connection that dies without one byte of the answer

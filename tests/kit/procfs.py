@@ -36,6 +36,11 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def stopped(pid: int) -> bool:
+    """True while SIGSTOP holds the process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+
+
 def pss(pid: int) -> int:
     """Proportional set size in bytes."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()

@@ -7,9 +7,9 @@
 # After exchange_end, and after any function that may have called it, the Exchange must not be touched: the
 # caller looks at `end.ex`, which is NULL then.
 #
-# Another try is made (a) when the connection could not be made, whatever the request: nothing of it was
-# sent; (b) when a reused connection died without a byte of answer and the request is still here whole
-# (`replay`), once and on a fresh connection.
+# Another try is made (a) when the connection could not be made, or a reused one had ended or spoken unasked
+# before anything of the request left, whatever the request: nothing of it was sent; (b) when a reused connection
+# died without a byte of answer and the request is still here whole (`replay`), once and on a fresh connection.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -470,17 +470,35 @@ cdef inline bint _idempotent(int method) noexcept nogil:
             or method == M_TRACE)
 
 
-cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bint connected,
+cdef inline void _again(Worker *w, Exchange *x, int reason, Queue *unsent) noexcept nogil:
+    """The kept connection was none any more: the same request on a fresh one."""
+    x.retries += 1
+    x.service.row.counters[S_REUSED_DEAD] += 1
+    x.service.row.counters[S_RETRIES] += 1
+    x.flags &= ~<uint32_t>X_REUSED
+    x.flags |= X_FRESH
+    x.tries = 1
+    if w.ops.dial(w, x) < 0:
+        _redial(w, x, reason, unsent)
+    else:
+        w.ops.hand_over(w, x, unsent)
+
+
+cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bint sent,
                                           Queue *unsent) noexcept nogil:
     """The endpoint's side cannot go on; its End is gone already (`x.up` is cleared here).
 
-    `connected` false: no connection was made, `unsent` is the request so far (taken over).
+    `sent` false: not a byte of the request has left, `unsent` is all of it so far (taken over).
     """
     cdef Buf *replay
     cdef Queue again
     x.up = NULL
-    if not connected:
-        _redial(w, x, reason, unsent)
+    if not sent:
+        if x.flags & X_REUSED:
+            exchange_drop_replay(w, x)
+            _again(w, x, reason, unsent)
+        else:
+            _redial(w, x, reason, unsent)
         return
     if x.flags & X_RESP_DONE:
         exchange_end(w, x)                      # it had answered; the rest of the request is nobody's any more
@@ -493,21 +511,12 @@ cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bi
         # The endpoint closed a connection that it had kept open, as it may at any time (RFC 9112 9.3.1, 9.5).
         replay = x.replay
         x.replay = NULL
-        x.retries += 1
-        x.service.row.counters[S_REUSED_DEAD] += 1
-        x.service.row.counters[S_RETRIES] += 1
-        x.flags &= ~<uint32_t>X_REUSED
-        x.flags |= X_FRESH
         replay.start = 0
         replay.next = NULL
         again.head = replay
         again.tail = replay
         again.bytes = replay.end
-        x.tries = 1
-        if w.ops.dial(w, x) < 0:
-            _redial(w, x, reason, &again)
-        else:
-            w.ops.hand_over(w, x, &again)
+        _again(w, x, reason, &again)
         return
     if reason == R_UPSTREAM_TRUNCATED or x.flags & X_HEAD_SENT:
         reason = R_UPSTREAM_TRUNCATED

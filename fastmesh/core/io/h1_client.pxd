@@ -66,19 +66,25 @@ cdef inline void h1_client_destroy(Worker *w, H1Client *h) noexcept nogil:
     slab_put(&w.clients, h)
 
 
+cdef inline bint _all_here(H1Client *h, Exchange *x) noexcept nogil:
+    """On a reused connection: is all of the request, as far as it has come, still to be sent?"""
+    return x.flags & X_REUSED and x.replay != NULL and h.conn.tx.bytes == x.replay.end
+
+
 cdef inline void h1_client_lost(Worker *w, H1Client *h, int reason) noexcept nogil:
     """The connection is of no use; its exchange, if any, hears why and decides."""
     cdef Exchange *x = h.end.ex
     cdef Queue unsent
-    cdef bint connected = h.state != H1_CONNECTING
+    cdef bint sent = True
     memset(&unsent, 0, sizeof(Queue))
     if x != NULL:
         h.end.ex = NULL
-        if not connected:
+        sent = h.state != H1_CONNECTING and not _all_here(h, x)
+        if not sent:
             queue_move(&unsent, &h.conn.tx)
     h1_client_destroy(w, h)
     if x != NULL:
-        exchange_upstream_failed(w, x, reason, connected, &unsent)
+        exchange_upstream_failed(w, x, reason, sent, &unsent)
 
 
 # ---------------------------------------------------------------- input
@@ -94,6 +100,10 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
     while used < n:
         if h.state == H1_HEAD:
             if not x.flags & X_BYTE_SEEN:
+                if fm_unlikely(_all_here(h, x)):
+                    # Its next request has not left yet: this was sent unasked, and answers nothing.
+                    h1_client_lost(w, h, R_UPSTREAM_BAD_RESPONSE)
+                    return n
                 exchange_byte_seen(w, x)
             r = http1_parse_response(p + used, n - used, &h.scan, x.method, &w.msg)
             if r == 0:
