@@ -639,6 +639,23 @@ def test_connect_is_refused(lane: LaneFactory) -> None:
     assert server.requests == []
 
 
+@pytest.mark.parametrize("kind", ["http", "outbound", "no-endpoint"])
+def test_what_follows_a_refused_connect_is_no_request(lane: LaneFactory, kind: str) -> None:
+    """It was meant for the tunnel: whoever wrote it may speak for somebody else than the client."""
+    here = lane(kind)
+    servers = [here.upstream(tolerant)] if here.endpoints else []
+    with here.client() as client:
+        client.send(
+            request("CONNECT", "name.test:443", host="name.test:443"), request(host=here.service), b"\x16\x03"
+        )
+        answer = client.read_response("CONNECT")
+        assert answer.status == {"http": 405, "outbound": 404, "no-endpoint": 405}[kind]
+        assert "close" in answer.tokens("connection")
+        client.expect_close(reset_ok=False)
+    for server in servers:
+        assert server.requests == []
+
+
 # answers that come before the request is whole
 
 

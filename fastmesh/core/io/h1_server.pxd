@@ -43,7 +43,7 @@ from fastmesh.core.wire.http1_write cimport (
 from fastmesh.core.wire.message cimport (
     FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN,
     MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_KEEP_ALIVE,
-    MSG_UPGRADE, M_GET, M_HEAD, Message,
+    MSG_UPGRADE, M_CONNECT, M_GET, M_HEAD, Message,
 )
 
 
@@ -302,7 +302,8 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     h.head_only = m.method == M_HEAD
     h.http10 = 1 if m.flags & MSG_HTTP10 else 0
     h.expects = 1 if m.flags & MSG_EXPECT_CONTINUE else 0
-    h.keep_alive = 1 if m.flags & MSG_KEEP_ALIVE and not w.draining else 0
+    # A CONNECT that is refused: what its client has sent behind it was meant for the tunnel.
+    h.keep_alive = 1 if m.flags & MSG_KEEP_ALIVE and m.method != M_CONNECT and not w.draining else 0
     h.out_framing = FRAMING_NONE
     if fm_unlikely(m.flags & MSG_UPGRADE) and _offers_http(m):
         # Requests inside a tunnel would pass no rule and no route. The offer ends here (RFC 9110 7.8).
