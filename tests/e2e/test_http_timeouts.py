@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from kit.fixtures import LaneFactory
 from kit.limits import PATIENCE, wait_until
 from kit.upstream import ServerConn, answering
@@ -117,6 +118,54 @@ def test_response_limit_starts_when_the_request_is_sent(lane: LaneFactory) -> No
         client.expect_quiet(0.5 * PATIENCE)
         client.send(b"b")
         assert client.read_response().status == 200
+
+
+@pytest.mark.parametrize(
+    "piece", [b"z", b"\r\n\r\nHTTP/1.1 103 Early Hints\r\nX: "], ids=["field", "interim"]
+)
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+def test_drip_does_not_extend_the_response_limit(lane: LaneFactory, piece: bytes, version: str) -> None:
+    """The limit is on the whole head of the final answer, not on the time between two bytes."""
+
+    def script(conn: ServerConn) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 103 Early Hints\r\nX: ")
+
+        def drip() -> bool:
+            if conn.closed():
+                return True
+            try:
+                conn.send(piece)
+            except ConnectionError:
+                return True
+            return False
+
+        wait_until(drip, "the end of a head that drips")
+
+    here = lane("response-timeout")
+    here.upstream(script)
+    start = time.monotonic()
+    answer = here.ask(request(version=version))
+    assert (answer.status, answer.reason) == (504, "upstream_timeout")
+    assert time.monotonic() - start >= 0.25 * PATIENCE
+
+
+def test_interim_answer_does_not_start_the_response_limit_of_an_upload(lane: LaneFactory) -> None:
+    def script(conn: ServerConn) -> None:
+        head = conn.read_request_head()
+        conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        conn.read_request_body(head)
+        conn.send(b"HTTP/1.1 102 Processing\r\n\r\n", response(head.body))
+
+    here = lane("response-timeout")
+    here.upstream(script)
+    with here.client() as client:
+        client.send(request("POST", headers=[("Expect", "100-continue"), ("Content-Length", "3")]))
+        assert client.read_response_head().status == 100
+        for piece in (b"a", b"b", b"c"):
+            client.expect_quiet(0.25 * PATIENCE)
+            client.send(piece)
+        assert client.read_response().body == b"abc"
 
 
 def test_answer_that_stalls_is_cut(lane: LaneFactory) -> None:

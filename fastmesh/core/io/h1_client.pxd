@@ -89,6 +89,13 @@ cdef inline void h1_client_lost(Worker *w, H1Client *h, int reason) noexcept nog
 
 # ---------------------------------------------------------------- input
 
+cdef inline void _head_clock(H1Client *h) noexcept nogil:
+    """The final head is not here yet, but something has come: from now on that puts its clock ahead no more.
+    As long as the request is still being sent, its progress does."""
+    if h.request_done and h.conn.tx.bytes + h.conn.wire.bytes == 0:
+        h.conn.idle_ms = 0
+
+
 cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     cdef H1Client *h = <H1Client *>c.owner
     cdef Exchange *x = h.end.ex
@@ -107,6 +114,7 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
                 exchange_byte_seen(w, x)
             r = http1_parse_response(p + used, n - used, &h.scan, x.method, &w.msg)
             if r == 0:
+                _head_clock(h)
                 return used
             if r < 0:
                 h1_client_lost(w, h, -r)
@@ -123,6 +131,7 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
                 w.ops.upgrade(w, x, p + used, n - used)      # takes the rest
                 return n
             if w.msg.flags & MSG_INTERIM:
+                _head_clock(h)
                 r = exchange_response_head(w, x, &w.msg)
                 if r < 0:
                     return n
