@@ -327,6 +327,33 @@ def test_final_answer_instead_of_100_ends_the_exchange(lane: LaneFactory) -> Non
         server.wait_open(0)
 
 
+@pytest.mark.parametrize("end", ["half-close", "half-close in a long body", "bad chunk", "bad trailer"])
+def test_client_that_breaks_off_its_upload_keeps_the_answer_it_has(lane: LaneFactory, end: str) -> None:
+    """The answer is whole: what becomes of the rest of the request ends the connection, but not with a reset,
+    which would take what the client has not read yet out of its hands."""
+
+    def script(conn: ServerConn) -> None:
+        conn.read_request_head()
+        conn.send(response(b"early"))
+        with contextlib.suppress(ConnectionError):
+            conn.read_to_end()
+
+    here = lane()
+    server = here.upstream(script)
+    with here.client() as client:
+        if end == "half-close in a long body":
+            client.send(request("POST", headers=[("Content-Length", "5000000")]), b"x" * 1_000_000)
+        else:
+            client.send(request("POST", headers=[("Transfer-Encoding", "chunked")]), b"5\r\nhello\r\n")
+        assert client.read_response().body == b"early"
+        if end.startswith("half-close"):
+            client.shutdown()
+        else:
+            client.send(b"zz\r\n" if end == "bad chunk" else b"0\r\nContent-Length: 1\r\n\r\n")
+        server.wait_open(0)
+        client.expect_close(reset_ok=False)
+
+
 def test_our_own_answer_to_an_upload_then_the_next_request(lane: LaneFactory) -> None:
     here = lane("no-endpoint")
     with here.client() as client:

@@ -412,7 +412,10 @@ cdef inline void exchange_request_end(Worker *w, Exchange *x, Message *trailers)
 
 cdef inline void exchange_downstream_failed(Worker *w, Exchange *x, int reason) noexcept nogil:
     """The client's side cannot go on: its connection is gone, or what it sent is malformed."""
-    if w.reasons[reason].status != 0 and w.reasons[reason].status != 499:
+    if x.flags & X_RESP_DONE:
+        x.reason = <uint16_t>reason
+        exchange_end(w, x)                      # it has its answer, whole: that is not taken back
+    elif w.reasons[reason].status != 0 and w.reasons[reason].status != 499:
         exchange_fail(w, x, reason)
     else:
         exchange_cut(w, x, reason)

@@ -344,11 +344,12 @@ cdef inline void _spliced(Worker *w, Flow *f, int reason) noexcept nogil:
     h.left = f.left
     flow_free(w, f)
     if h.left > 0:
+        h.keep_alive = 0
         exchange_downstream_failed(w, x, R_DOWNSTREAM_CLOSED)
-        return
-    c.flags &= ~<uint32_t>C_BULK
-    h.state = H1_DONE
-    exchange_request_end(w, x, NULL)
+    else:
+        c.flags &= ~<uint32_t>C_BULK
+        h.state = H1_DONE
+        exchange_request_end(w, x, NULL)
     if not c.flags & C_DEAD:
         conn_resume_input(w, c)
 
@@ -374,6 +375,7 @@ cdef inline void _splice(Worker *w, H1Server *h, Exchange *x) noexcept nogil:
 cdef inline void h1_server_eof(Worker *w, Conn *c) noexcept nogil:
     cdef H1Server *h = <H1Server *>c.owner
     if h.end.ex != NULL and (h.state == H1_BODY or h.state == H1_TRAILERS):
+        h.keep_alive = 0
         exchange_downstream_failed(w, h.end.ex, R_DOWNSTREAM_CLOSED)
     elif h.state == H1_DONE:
         h.keep_alive = 0                        # it has shut its side and waits for the answer
