@@ -9,7 +9,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from fastmesh.core.base.check cimport fm_poison, fm_unpoison
+from fastmesh.core.base.check cimport fm_fault, fm_poison, fm_unpoison
 from fastmesh.core.sys.posix cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
@@ -77,6 +77,8 @@ cdef inline bint _slab_grow(Slab *s) noexcept nogil:
 cdef inline void *slab_get(Slab *s) noexcept nogil:
     """A block with undefined contents, or NULL at the limit or out of memory."""
     cdef SlabFree *b = s.free
+    if fm_fault():
+        return NULL
     if b == NULL:
         if not _slab_grow(s):
             return NULL
