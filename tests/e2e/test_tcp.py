@@ -178,6 +178,18 @@ def test_anything_else_is_passed_through(lane: LaneFactory, data: bytes) -> None
         assert client.read_exact(4) == b"more"
 
 
+@pytest.mark.parametrize("data", [b"PING", b"QUIT\n", b"GET "])
+def test_few_words_and_the_clients_end_are_passed_through(lane: LaneFactory, data: bytes) -> None:
+    """Too little to tell the protocol by, and no more will come: opaque, and not lost."""
+    here = lane("auto")
+    here.upstream(echo)
+    for _ in range(10):
+        with here.client() as client:
+            client.send(data)
+            client.shutdown()
+            assert client.read_to_end() == data
+
+
 def test_server_first_protocols_work_behind_detection(lane: LaneFactory) -> None:
     """A client that waits for a greeting is not left waiting: detection has a time limit."""
 

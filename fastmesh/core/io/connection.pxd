@@ -519,6 +519,10 @@ cdef inline void _tell_eof(Worker *w, Conn *c) noexcept nogil:
     if c.flags & (C_EOF_TOLD | C_PAUSED | C_DEAD):
         return
     c.flags |= C_EOF_TOLD
+    if c.rx != NULL and c.ops == &w.ops.accepted:
+        _offer_rx(w, c)                            # too little to tell a protocol by, but all there will be
+        if c.flags & (C_PAUSED | C_DEAD):
+            return
     if c.rx != NULL:
         buf_drop(&w.pool, c.rx)
         c.rx = NULL

@@ -2,8 +2,8 @@
 #
 # A Listener does not own its descriptor (the supervisor keeps it open over our death). An accepted
 # connection belongs to the listener (ops.accepted) while it shakes hands or while its first bytes are awaited
-# (`protocol: auto`: HTTP/1 is told from everything else within DETECT_MS or DETECT_BYTES, after which it is
-# opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's.
+# (`protocol: auto`: HTTP/1 is told from everything else within DETECT_MS or DETECT_BYTES or by the client's end,
+# after which it is opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
@@ -18,7 +18,8 @@ from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_open, conn_timeout
 from fastmesh.core.io.h1_server cimport h1_server_open
 from fastmesh.core.io.state cimport (
-    C_CUT, C_DEAD, C_EARLY, C_HANDSHAKE, C_READABLE, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Listener, PEER_TEXT, Source, Worker,
+    C_CUT, C_DEAD, C_EARLY, C_HANDSHAKE, C_RDHUP, C_READABLE, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Listener, PEER_TEXT,
+    Source, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_accept
 from fastmesh.core.sys.openssl cimport SSL_CTX
@@ -152,8 +153,8 @@ cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     if l.conf.protocol != PROTO_AUTO:
         return 0
     found = detect(p, n)
-    if found == 0 and n < DETECT_BYTES:
-        return 0
+    if found == 0 and n < DETECT_BYTES and not c.flags & C_RDHUP:
+        return 0                                 # with the client's end there will be no more to tell it by
     _adopt(w, c, found == 1)
     return n if c.flags & C_DEAD else 0
 
