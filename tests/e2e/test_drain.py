@@ -12,6 +12,7 @@ from kit.fixtures import Serve, Serving
 from kit.limits import DEADLINE, wait_until
 from kit.load import Load
 from kit.nginx import Nginx
+from kit.pki import Pki
 from kit.ports import free_port
 from kit.proxy import Fastmesh
 from kit.upstream import ServerConn, answering
@@ -84,6 +85,38 @@ def test_idle_connections_are_closed_at_once(serve: Serve, upstream: Serving) ->
     assert proxy.wait() == 0
     assert time.monotonic() - start < DEADLINE / 2
     server.wait_open(0)
+
+
+def test_connection_that_never_spoke_does_not_hold_up_the_end(
+    serve: Serve, upstream: Serving, pki: Pki
+) -> None:
+    """A permissive listener has not told TLS from plaintext yet: there is nothing to wait for."""
+    server = upstream()
+    port = free_port()
+    proxy = serve(
+        {
+            "workload": "svc-b",
+            "trust_domain": "mesh.local",
+            "pki": str(pki.path),
+            "drain": f"{int(10 * DEADLINE)}s",
+            "listeners": [
+                {
+                    "name": "in",
+                    "role": "inbound",
+                    "bind": f"127.0.0.1:{port}",
+                    "protocol": "http",
+                    "tls": "permissive",
+                    "to": "app",
+                }
+            ],
+            "services": {"app": {"endpoints": [f"127.0.0.1:{server.address[1]}"]}},
+        }
+    )
+    with connect(("127.0.0.1", port)) as client:
+        proxy.wait_metric("accepted", lambda m: m.sum("downstream_connections_open") == 1)
+        proxy.terminate()
+        assert proxy.wait() == 0
+        client.expect_close()
 
 
 def test_connections_in_the_accept_queue_are_served(serve: Serve, upstream: Serving) -> None:

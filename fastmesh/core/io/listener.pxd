@@ -16,7 +16,7 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_open, conn_timeout
-from fastmesh.core.io.h1_server cimport h1_server_open
+from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_open
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_EARLY, C_HANDSHAKE, C_RDHUP, C_READABLE, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Listener, PEER_TEXT,
     Source, Worker,
@@ -100,6 +100,8 @@ cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
     if http:
         if h1_server_open(w, c, l, identity, peer, peer_len, ip_len) == NULL:
             _close(w, c, R_NO_MEMORY)
+        elif w.draining:
+            conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
     else:
         tunnel_accept(w, c, l, identity, peer, peer_len, ip_len)
 

@@ -14,17 +14,17 @@ from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
 from fastmesh.core.base.slab cimport slab_free, slab_init
 from fastmesh.core.base.timer cimport timer_init, wheel_advance, wheel_init, wheel_wait
 from fastmesh.core.io.connection cimport (
-    conn_bury, conn_close, conn_flush_all, conn_input, conn_of_all, conn_ready_all,
+    conn_bury, conn_close, conn_deadline, conn_flush_all, conn_input, conn_of_all, conn_ready_all,
 )
 from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init
-from fastmesh.core.io.h1_server cimport h1_server_destroy, h1_server_drain, h1_server_init
+from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_destroy, h1_server_drain, h1_server_init
 from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, start_tls
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
-    C_DEAD, C_PAUSED, C_READABLE, Conn, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener, Source, Tunnel,
-    TURN_EVENTS, Upstream, WIRE_SCRATCH, Worker,
+    C_DEAD, C_PAUSED, C_READABLE, C_SNIFF_TLS, Conn, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener,
+    Source, Tunnel, TURN_EVENTS, Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
 from fastmesh.core.io.upstream cimport dial, hand_over, upstream_connected, upstream_drain, upstream_drop
@@ -173,6 +173,8 @@ cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:
                 conn_input(w, c)                 # a request may wait unread: it is served
             if not c.flags & C_DEAD and c.ops == &w.ops.h1_server:
                 h1_server_drain(w, <H1Server *>c.owner)
+        elif c.flags & C_SNIFF_TLS:
+            conn_deadline(w, c, DRAIN_GRACE_MS)  # it has not said a word
         n = following
     n = w.upstreams.next
     while n != &w.upstreams:
