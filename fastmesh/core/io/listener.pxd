@@ -254,9 +254,11 @@ cdef inline bint listener_watch(Worker *w, Listener *l) noexcept nogil:
 
 
 cdef inline void listener_again(void *worker, Timer *t) noexcept nogil:
+    cdef Worker *w = <Worker *>worker
     cdef Listener *l = <Listener *>(<char *>t - <size_t>&(<Listener *>NULL).timer)
-    if l.src.fd >= 0:
-        listener_watch(<Worker *>worker, l)
+    if l.src.fd >= 0 and not listener_watch(w, l):
+        l.paused = True                          # no memory for that either: later, or never again
+        timer_start(&w.wheel, &l.timer, w.now_ms + ACCEPT_PAUSE_MS)
 
 
 cdef inline void listener_stop(Worker *w, Listener *l) noexcept nogil:
