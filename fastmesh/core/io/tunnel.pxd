@@ -2,7 +2,8 @@
 #
 # TCP listeners, CONNECT, and connections after a 101. Each direction ends on its own (half-close), and is
 # moved by the kernel (flow.pxd) where both connections are plaintext; otherwise through the transmit queues,
-# with a slow reader stopping its writer. A Tunnel owns both Conns and the Exchange that accounts for it.
+# with a slow reader stopping its writer. What does not end properly on one side ends with a reset on the other.
+# A Tunnel owns both Conns and the Exchange that accounts for it.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -12,7 +13,7 @@ from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
     R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE,
-    R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
+    R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.connection cimport (
@@ -22,7 +23,7 @@ from fastmesh.core.io.connection cimport (
 from fastmesh.core.io.exchange cimport exchange_free, exchange_keep_log, exchange_open
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible, flow_pump
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CONNECTING, C_CUT, C_DEAD, C_EOF_TOLD, C_HANDSHAKE, C_TLS, Conn, ConnOps, Exchange, Flow,
+    C_BULK, C_CONNECTING, C_CUT, C_DEAD, C_EOF_TOLD, C_HANDSHAKE, C_TLS, C_TRUNCATED, Conn, ConnOps, Exchange, Flow,
     Listener, Tunnel, Upstream, Worker, X_HEAD_SENT, X_LOG, X_OPAQUE, X_REQ_DONE,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
@@ -254,6 +255,11 @@ cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept 
 
 cdef inline void tunnel_eof(Worker *w, Conn *c) noexcept nogil:
     cdef Tunnel *t = <Tunnel *>c.owner
+    if c.flags & C_TRUNCATED:
+        # Without close_notify the end may be anybody's cut, or a sidecar that was killed (RFC 8446 6.1). Opaque
+        # bytes have no framing in which the other side could see it, so it gets a reset.
+        c.ops.on_error(w, c, R_UPSTREAM_TRUNCATED if c == t.up else R_DOWNSTREAM_RESET)
+        return
     _half_done(w, t, _other(t, c))
 
 
