@@ -18,7 +18,7 @@ from fastmesh.core.base.buffer cimport (
 from fastmesh.core.base.check cimport fm_impossible
 from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
-    R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_HEAD_TOO_LARGE, R_NO_MEMORY, R_TLS_HANDSHAKE,
+    R_COUNT, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_HEAD_TOO_LARGE, R_INTERNAL, R_NO_MEMORY, R_TLS_HANDSHAKE,
     R_TLS_NOT_TLS, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TLS_HANDSHAKE,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
@@ -30,7 +30,6 @@ from fastmesh.core.io.state cimport (
     C_WRITABLE,
     Conn, ConnOps, EventFn, Flow, INPUT_BUDGET, INPUT_SCRATCH, LINGER_MS, Source, TX_HIGH, TX_LOW, WIRE_SCRATCH, Worker,
 )
-from fastmesh.core.sys.openssl cimport SSL_session_reused
 from fastmesh.core.sys.posix cimport (
     EAGAIN, EINTR, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, MSG_PEEK,
     SHUT_WR, SOL_SOCKET, SO_LINGER, c_close, c_recv, c_send, c_shutdown, epoll_ctl, epoll_event, errno, iovec,
@@ -42,7 +41,8 @@ from fastmesh.core.traffic.counters cimport (
     K_TLS_HANDSHAKES_DOWNSTREAM, K_TLS_HANDSHAKES_UPSTREAM, K_TLS_RESUMED_DOWNSTREAM, K_TLS_RESUMED_UPSTREAM,
 )
 from fastmesh.core.wire.tls cimport (
-    TLS_EOF, Tls, tls_close_notify, tls_free, tls_handshake, tls_overhead, tls_read, tls_write,
+    TLS_EOF, Tls, tls_close_notify, tls_free, tls_handshake, tls_is_open, tls_overhead, tls_read, tls_resumed,
+    tls_write,
 )
 
 
@@ -149,7 +149,7 @@ cdef inline void conn_close(Worker *w, Conn *c) noexcept nogil:
     timer_stop(&w.wheel, &c.timer)
     list_remove(&c.ready)
     list_remove(&c.all)
-    if c.tls.ssl != NULL:
+    if tls_is_open(&c.tls):
         tls_free(&c.tls)
         w.tls_open -= 1
     queue_clear(&w.pool, &c.tx)
@@ -230,6 +230,8 @@ cdef inline void conn_fail_tls(Worker *w, Conn *c, int reason) noexcept nogil:
     if w.tls.out_len > 0:
         c_send(c.src.fd, w.tls.out, w.tls.out_len, MSG_NOSIGNAL)
         w.tls.out_len = 0
+    if fm_impossible(&w.row.counters[K_IMPOSSIBLE], reason < R_COUNT, b"no room for what TLS has to say"):
+        reason = R_INTERNAL
     if c.flags & C_HANDSHAKE:
         w.row.counters[K_TLS_FAILED_UPSTREAM if c.flags & C_UPSTREAM else K_TLS_FAILED_DOWNSTREAM] += 1
     _failed(w, c, reason)
@@ -384,26 +386,25 @@ cdef inline void conn_flush(Worker *w, Conn *c) noexcept nogil:
             if c.flags & C_DEAD:
                 return
         if c.flags & C_CLOSE_FLUSHED:
-            if c.flags & C_TLS and not c.flags & C_SHUT:
-                _tls_goodbye(w, c)
+            if c.flags & C_TLS and not c.flags & C_SHUT and not _tls_goodbye(w, c):
+                return
             _failed(w, c, 0)
             return
         if c.flags & C_SHUT_WANTED and not c.flags & C_SHUT and c.flow_out == NULL:
-            if c.flags & C_TLS:
-                _tls_goodbye(w, c)
+            if c.flags & C_TLS and not _tls_goodbye(w, c):
+                return
             c.flags |= C_SHUT
             c_shutdown(c.src.fd, SHUT_WR)
             if c.flags & C_LINGER:
                 conn_deadline(w, c, LINGER_MS)
 
 
-cdef inline void _tls_goodbye(Worker *w, Conn *c) noexcept nogil:
-    """close_notify, so that the peer can tell an end from a cut (RFC 8446 6.1)."""
+cdef inline bint _tls_goodbye(Worker *w, Conn *c) noexcept nogil:
+    """close_notify, so that the peer can tell an end from a cut (RFC 8446 6.1). False: it waits for room in the
+    socket, and the flush that it leaves with comes here again."""
     w.tls.out_len = 0
     tls_close_notify(&w.tls, &c.tls)
-    if w.tls.out_len > 0:
-        c_send(c.src.fd, w.tls.out, w.tls.out_len, MSG_NOSIGNAL)
-        w.tls.out_len = 0
+    return _send_wire(w, c) < 0 or c.wire.bytes == 0      # an error: nobody is there to be told
 
 
 cdef inline void conn_finish(Worker *w, Conn *c) noexcept nogil:
@@ -518,11 +519,11 @@ cdef inline Buf *_room(Worker *w, Conn *c) noexcept nogil:
 cdef inline void _tell_eof(Worker *w, Conn *c) noexcept nogil:
     if c.flags & (C_EOF_TOLD | C_PAUSED | C_DEAD):
         return
-    c.flags |= C_EOF_TOLD
     if c.rx != NULL and c.ops == &w.ops.accepted:
         _offer_rx(w, c)                            # too little to tell a protocol by, but all there will be
         if c.flags & (C_PAUSED | C_DEAD):
             return
+    c.flags |= C_EOF_TOLD
     if c.rx != NULL:
         buf_drop(&w.pool, c.rx)
         c.rx = NULL
@@ -622,10 +623,10 @@ cdef inline bint _handshake(Worker *w, Conn *c) noexcept nogil:
     c.flags &= ~<uint32_t>C_HANDSHAKE
     if c.flags & C_UPSTREAM:
         w.row.counters[K_TLS_HANDSHAKES_UPSTREAM] += 1
-        w.row.counters[K_TLS_RESUMED_UPSTREAM] += SSL_session_reused(c.tls.ssl)
+        w.row.counters[K_TLS_RESUMED_UPSTREAM] += tls_resumed(&c.tls)
     else:
         w.row.counters[K_TLS_HANDSHAKES_DOWNSTREAM] += 1
-        w.row.counters[K_TLS_RESUMED_DOWNSTREAM] += SSL_session_reused(c.tls.ssl)
+        w.row.counters[K_TLS_RESUMED_DOWNSTREAM] += tls_resumed(&c.tls)
     c.ops.on_ready(w, c)
     if c.flags & C_DEAD:
         return False
@@ -695,6 +696,7 @@ cdef inline void _input_tls(Worker *w, Conn *c) noexcept nogil:
     while not c.flags & (C_PAUSED | C_DEAD | C_EOF):
         # What is at hand first: kept ciphertext, or plaintext inside OpenSSL after a pause.
         w.tls.eof = False
+        w.tls.out_len = 0                          # all connections share the sink: nothing of another may be there
         if c.cipher != NULL:
             b = c.cipher
             c.cipher = NULL
@@ -760,9 +762,11 @@ cdef inline void _input_tls(Worker *w, Conn *c) noexcept nogil:
             w.tls.in_len = 0
         if b != NULL:
             buf_drop(&w.pool, b)
-        if w.tls.out_len > 0 and _send_wire(w, c) < 0:    # key updates, tickets
-            conn_fail_io(w, c, errno)
-            return
+        if w.tls.out_len > 0:                      # key updates, tickets
+            # More than a flush can leave: it has us answer key updates and does not read what we say.
+            if _send_wire(w, c) < 0 or c.wire.bytes > WIRE_SCRATCH:
+                conn_fail_io(w, c, errno)
+                return
         if <size_t>n >= budget:
             conn_resume_later(w, c)
             return
