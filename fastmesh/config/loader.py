@@ -111,6 +111,7 @@ class _Walk:
             return self.error(node, where, f"{node.described()}, expected {expected(kind)}")
         if len(node.items) < (kind.min_length or 0):
             return self.error(node, where, f"an empty list, expected {expected(kind)}")
+        self.count(kind, node, where, len(node.items))
         out = []
         for index, item in enumerate(node.items):
             self.positions.put((*where, index), Place(item.line, item.column), None)
@@ -121,8 +122,7 @@ class _Walk:
         assert kind.item is not None and kind.key is not None
         if node.kind != "map":
             return self.error(node, where, f"{node.described()}, expected {expected(kind)}")
-        if kind.max_length is not None and len(node.entries) > kind.max_length:
-            self.error(node, where, f"{len(node.entries)} entries, expected at most {kind.max_length}")
+        self.count(kind, node, where, len(node.entries))
         out = {}
         for text, (key, value) in node.entries.items():
             try:
@@ -132,6 +132,10 @@ class _Walk:
             self.positions.put((*where, text), Place(value.line, value.column), Place(key.line, key.column))
             out[text] = self.value(kind.item, value, (*where, text))
         return out
+
+    def count(self, kind: Type, node: Node, where: Where, entries: int) -> None:
+        if kind.max_length is not None and entries > kind.max_length:
+            self.error(node, where, f"{entries} entries, expected at most {kind.max_length}")
 
     def section(self, section: type[Section], node: Node, where: Where) -> Any:
         known = fields(section)

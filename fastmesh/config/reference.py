@@ -76,10 +76,10 @@ def _value(kind: Type) -> str:
         text = f"[{title(kind.section).split(' ', 1)[1]}](#{_anchor(kind.section)})"
         return f"address, or {text}" if kind.short else text
     if kind.key is not None and kind.item is not None:
-        return f"{kind.key.expected.split(' ', 1)[1]}: {_value(kind.item)}"
+        return f"{kind.key.expected.split(' ', 1)[1]}: {_value(kind.item)}{_most(kind)}"
     if kind.item is not None:
         least = f", at least {kind.min_length}" if kind.min_length else ""
-        return f"list of: {_value(kind.item)}{least}"
+        return f"list of: {_value(kind.item)}{least}{_most(kind)}"
     if kind.choices:
         return ", ".join(f"`{choice}`" for choice in kind.choices)
     if kind.kind is not None:
@@ -88,6 +88,10 @@ def _value(kind: Type) -> str:
     if kind.plain is bool:
         return "`true`, `false`"
     return f"number from {kind.ge} to {kind.le}"
+
+
+def _most(kind: Type) -> str:
+    return "" if kind.max_length is None else f", at most {kind.max_length}"
 
 
 def _anchor(section: type[Section]) -> str:
@@ -149,10 +153,12 @@ def _json_type(kind: Type) -> dict[str, Any]:
         return {"anyOf": [_json_type(fields(kind.section)[kind.short].type), reference]}
     if kind.key is not None and kind.item is not None:
         names = {"propertyNames": {"pattern": kind.key.pattern}}
-        return {"type": "object", **names, "additionalProperties": _json_type(kind.item)}
+        most = {"maxProperties": kind.max_length} if kind.max_length is not None else {}
+        return {"type": "object", **names, "additionalProperties": _json_type(kind.item), **most}
     if kind.item is not None:
         least = {"minItems": kind.min_length} if kind.min_length else {}
-        return {"type": "array", "items": _json_type(kind.item), **least}
+        most = {"maxItems": kind.max_length} if kind.max_length is not None else {}
+        return {"type": "array", "items": _json_type(kind.item), **least, **most}
     if kind.choices:
         return {"enum": list(kind.choices)}
     if kind.kind is not None:

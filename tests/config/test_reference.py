@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from fastmesh.cli.init import STARTER
+from fastmesh.config import ConfigErrors
 from fastmesh.config.fields import Type, fields, sections
 from fastmesh.config.loader import loads
 from fastmesh.config.reference import json_schema, page
+from fastmesh.config.schema import MAX_SERVICES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -99,6 +101,8 @@ def valid(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
                 passed = value <= rule
             case "minItems":
                 passed = len(value) >= rule
+            case "maxItems" | "maxProperties":
+                passed = len(value) <= rule
             case "items":
                 passed = all(valid(rule, item, root) for item in value)
             case "required":
@@ -158,6 +162,30 @@ def test_json_schema_refuses(change: tuple[str, str]) -> None:
     text = (ROOT / "examples" / "edge.yaml").read_text()
     assert change[0] in text
     assert not valid(schema, as_json(text.replace(*change)), schema)
+
+
+@pytest.mark.parametrize(("over", "fine"), [(0, True), (1, False)])
+@pytest.mark.parametrize("what", ["rules", "services"])
+def test_most_entries(what: str, over: int, fine: bool) -> None:
+    """A worker refuses more rules than it has bits for: that must be said when the file is checked."""
+    rules = "{from: [a]}, " * (64 + over if what == "rules" else 1)
+    services = "".join(
+        f"  s{n}: {{endpoints: []}}\n" for n in range(MAX_SERVICES + over if what == "services" else 1)
+    )
+    text = (
+        "{workload: w, trust_domain: d, pki: p, listeners: "
+        f"[{{name: a, role: inbound, bind: 'h:1', to: s0, allow: [{rules}]}}], services: {{{services}}}}}"
+    ).replace("\n", ",")
+    schema = json_schema()
+    assert valid(schema, as_json(text), schema) is fine
+    if fine:
+        loads(text.encode(), Path("x.yaml"))
+        return
+    with pytest.raises(ConfigErrors) as caught:
+        loads(text.encode(), Path("x.yaml"))
+    (error,) = caught.value.errors
+    wanted = "allow: 65 entries, expected at most 64"
+    assert error.message == (wanted if what == "rules" else "services: 1025 entries, expected at most 1024")
 
 
 def test_json_schema_accepts_off_and_both_endpoint_forms() -> None:
