@@ -72,10 +72,7 @@ class Node:
 def read(path: Path, name: str) -> bytes:
     """The bytes of a configuration file, or `ConfigErrors` that say why it cannot be read."""
     try:
-        with path.open("rb") as file:
-            if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
-                raise IsADirectoryError
-            data = file.read(MAX_FILE + 1)
+        data, kind = _bytes(path)
     except FileNotFoundError:
         message = "does not exist, expected a configuration file (`fastmesh init` writes one to start from)"
     except IsADirectoryError:
@@ -85,10 +82,29 @@ def read(path: Path, name: str) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         message = f"cannot be read: {(error.strerror if isinstance(error, OSError) else None) or error}"
     else:
-        if len(data) <= MAX_FILE:
+        if not data and stat.S_ISFIFO(kind):
+            message = "is a pipe that nobody writes to, expected a file"
+        elif len(data) <= MAX_FILE:
             return data
-        message = f"is larger than {MAX_FILE >> 20}MiB, expected a configuration file"
+        else:
+            message = f"is larger than {MAX_FILE >> 20}MiB, expected a configuration file"
     raise ConfigErrors([ConfigError(name, 0, 0, message)])
+
+
+def _bytes(path: Path) -> tuple[bytes, int]:
+    """At most one byte more than `MAX_FILE` of a file, and its mode."""
+    # O_NONBLOCK: opening a named pipe must not wait until somebody writes to it. Reading may: a shell's
+    # `<(…)` is a pipe too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE + 1), mode
+    finally:
+        os.close(descriptor)
 
 
 def parse(data: bytes, name: str) -> tuple[Node, list[ConfigError]]:

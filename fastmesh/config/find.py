@@ -15,8 +15,7 @@ def find_config(given: Path | None) -> Path:
     if given is not None:
         return _utf8(given)
     for path in DEFAULT_FILES:
-        # A dangling link or a directory of that name is meant too: `load` then says what is wrong with it.
-        if path.exists() or path.is_symlink():
+        if _is_there(path):
             return _utf8(path)
     here, system = DEFAULT_FILES
     message = f"does not exist, nor does {system}: give a file with -c, or write one with `fastmesh init`"
@@ -31,3 +30,15 @@ def _utf8(path: Path) -> Path:
         message = "the path is not in UTF-8, expected one that is: rename the file or its directory"
         raise ConfigErrors([ConfigError(str(path), 0, 0, message)]) from None
     return path
+
+
+def _is_there(path: Path) -> bool:
+    # A dangling link, a directory of that name, and what cannot be looked at are meant too: `load` then says
+    # what is wrong with it.
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True

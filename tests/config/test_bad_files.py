@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,10 +65,10 @@ def test_directory(tmp_path: Path) -> None:
 def test_not_permitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret.yaml"
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # the suite may run as root, whom no mode stops
+    monkeypatch.setattr(os, "open", refuse)  # the suite may run as root, whom no mode stops
     with pytest.raises(ConfigErrors) as caught:
         load(path)
     assert str(caught.value) == f"{path}: cannot be read: permission denied"
@@ -89,3 +91,34 @@ def test_too_large(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load(path)
     assert str(caught.value) == f"{path}: is larger than 16MiB, expected a configuration file"
+
+
+def test_named_pipe_without_a_writer(tmp_path: Path) -> None:
+    """It must not be waited for: `serve` would neither start nor say why."""
+    path = tmp_path / "pipe.yaml"
+    os.mkfifo(path)
+    with pytest.raises(ConfigErrors) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: is a pipe that nobody writes to, expected a file"
+
+
+def test_pipe_with_a_writer() -> None:
+    """`fastmesh check -c <(generate)`: whole, however late the parts come."""
+    text = b"listeners: [{name: a, bind: 'h:1', to: web}]\nservices: {web: {endpoints: []}}\n"
+    reading, writing = os.pipe()
+    path = Path(f"/dev/fd/{reading}")
+    # The second part is more than a pipe holds: it can only be written while somebody reads.
+    parts = [text, b"#" * (1 << 18)]
+
+    def write() -> None:
+        with os.fdopen(writing, "wb", buffering=0) as out:
+            for part in parts:
+                out.write(part)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert load(path).config.listeners[0].name == "a"
+    finally:
+        os.close(reading)
+        writer.join()
