@@ -15,6 +15,7 @@ Exit codes, the same for every command:
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any, Final
@@ -84,3 +85,6 @@ def main() -> None:
     3 a listener cannot be bound, 4 a worker or the agent cannot boot, 5 a certificate or key is
     missing or invalid.
     """
+    # The name of a file may hold bytes that are no text: shown escaped then, as stderr does by itself.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,60 @@ def test_find_does_not_skip_a_dangling_link(here: Path) -> None:
     (here / "etc.yaml").touch()
     Path("fastmesh.yaml").symlink_to("gone")
     assert find_config(None) == Path("fastmesh.yaml")
+
+
+def test_find_says_what_it_may_not_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as /etc/fastmesh of mode 0700 for somebody else than root."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuse)  # the suite may run as root, whom no mode stops
+    assert find_config(None) == Path("fastmesh.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "-c", EXAMPLES / "edge.yaml"), ("check", "--json"), ("schema",), ("completion", "zsh")],
+)
+def test_output_that_cannot_be_written(arguments: tuple[object, ...]) -> None:
+    Path("fastmesh.yaml").write_text(BAD)
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", "from fastmesh.cli import main; main()", *map(str, arguments)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert result.stderr == "error: the output cannot be written: No space left on device\n"
+    assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "stdout", "stderr"),
+    [
+        ("init {}", 0, "{}: written; next: fastmesh check -c {}, then fastmesh serve -c {}\n", ""),
+        ("check -c {}", 2, "", "{}: the path of the file is not UTF-8, expected one that is\n"),
+    ],
+)
+def test_file_name_that_is_no_text(command: str, code: int, stdout: str, stderr: str) -> None:
+    name, shown = os.fsdecode(b"b\xff.yaml"), "b\\udcff.yaml"
+    if not command.startswith("init"):
+        Path(name).write_bytes((EXAMPLES / "edge.yaml").read_bytes())
+    result = subprocess.run(
+        [sys.executable, "-c", "from fastmesh.cli import main; main()", *command.format(name).split()],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (
+        code,
+        stdout.replace("{}", shown),
+        stderr.replace("{}", shown),
+    )
 
 
 def test_init_then_check() -> None:
