@@ -13,9 +13,11 @@ decisions of the core without a socket. FASTMESH_WERROR=1 makes the C compiler's
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 
@@ -24,39 +26,35 @@ MODES = ("release", "debug", "asan", "trace", "none")
 LIBRARIES = {"openssl": ("3.0", "libssl-dev"), "libnghttp2": ("1.43", "libnghttp2-dev")}
 
 
-def fail(text: str) -> None:
+def fail(text: str) -> NoReturn:
     sys.exit(f"fastmesh build: {text}")
 
 
-def pkg_config(*args: str) -> list[str]:
-    try:
-        return subprocess.run(
-            ["pkg-config", *args], check=True, capture_output=True, text=True
-        ).stdout.split()
-    except FileNotFoundError:
-        fail("pkg-config is missing; on Debian: apt-get install pkg-config")
-    except subprocess.CalledProcessError:
-        return []
-    return []
+def pkg_config(*args: str) -> list[str] | None:
+    """What pkg-config says, in words; None when it does not know the library."""
+    result = subprocess.run(["pkg-config", *args], check=False, capture_output=True, text=True)
+    return None if result.returncode else result.stdout.split()
 
 
 def libraries() -> tuple[list[str], list[str]]:
     """Compiler and linker flags of the C libraries, or an end that names the Debian packages missing."""
-    missing = [package for name, (floor, package) in LIBRARIES.items() if not _exists(name, floor)]
+    if shutil.which("pkg-config") is None:
+        # Nothing can be told of the libraries: name all, so that one round is enough.
+        missing = ["pkg-config", *(package for _, package in LIBRARIES.values())]
+        fail(
+            "pkg-config is missing. On Debian: apt-get install " + " ".join(["gcc", "python3-dev", *missing])
+        )
+    missing = [
+        package
+        for name, (floor, package) in LIBRARIES.items()
+        if pkg_config(f"--atleast-version={floor}", name) is None
+    ]
     if missing:
         fail(
             "C libraries not found by pkg-config. On Debian: apt-get install "
             + " ".join(["gcc", "python3-dev", *missing])
         )
-    return pkg_config("--cflags", *LIBRARIES), pkg_config("--libs", *LIBRARIES)
-
-
-def _exists(name: str, floor: str) -> bool:
-    try:
-        return not subprocess.run(["pkg-config", f"--atleast-version={floor}", name], check=False).returncode
-    except FileNotFoundError:
-        fail("pkg-config is missing; on Debian: apt-get install pkg-config")
-        return False
+    return pkg_config("--cflags", *LIBRARIES) or [], pkg_config("--libs", *LIBRARIES) or []
 
 
 def flags(mode: str) -> tuple[list[str], list[str]]:
@@ -104,12 +102,12 @@ def extensions() -> list[Extension]:
             Extension(
                 name,
                 [source],
-                depends=headers,
+                # The source itself too: once it is translated, the source distribution would lack it.
+                depends=[source, *headers],
                 extra_compile_args=[*cflags, *extra],
                 extra_link_args=[*link, *ldlibs],
             )
             for name, source in sources.items()
-            if Path(source).exists()
         ],
         build_dir=os.environ.get("FASTMESH_CYTHON_DIR", f"build/{mode}/cython"),
         emit_linenums=mode != "release",
