@@ -138,6 +138,8 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _HOST: Final = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 )
+# What inet_aton(3), and with it the resolver, takes for an IPv4 address: 127.1, 010.0.0.1, 0x7f000001.
+_NUMERIC: Final = re.compile(r"[0-9.]+|(?:0[xX][0-9A-Fa-f]*|[0-9]+)(?:\.(?:0[xX][0-9A-Fa-f]*|[0-9]+))*\.?")
 _ADDRESS_EXPECTED: Final = "host:port, [::1]:port or unix:/path"
 
 
@@ -194,7 +196,7 @@ def _host(text: str, host: str) -> str:
         raise ValueError(
             f"{shown(text)} has no host, expected {_ADDRESS_EXPECTED} (0.0.0.0 and [::] mean all interfaces)"
         )
-    if re.fullmatch(r"[0-9.]+", host):
+    if _NUMERIC.fullmatch(host):
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
