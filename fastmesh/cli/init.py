@@ -71,12 +71,16 @@ services:
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def command(file: Path, force: bool) -> None:
     """Write a commented starter configuration to FILE (fastmesh.yaml)."""
+    made = False
     try:
         with file.open("w" if force else "x", encoding="utf-8") as out:
+            made = not force
             out.write(STARTER)
     except FileExistsError:
         _refuse(f"{file}: exists already; --force replaces it")
     except OSError as error:
+        if made:  # a part of it would only be in the way of the next try
+            file.unlink(missing_ok=True)
         _refuse(f"{file}: cannot be written: {error.strerror or error}")
     click.echo(f"{file}: written; next: fastmesh check -c {file}, then fastmesh serve -c {file}")
 

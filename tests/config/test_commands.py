@@ -190,6 +190,20 @@ def test_init_cannot_write(arguments: tuple[str, ...]) -> None:
     assert "cannot be written: " in result.stderr
 
 
+def test_init_leaves_no_part_behind() -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+    result = subprocess.run(
+        [sys.executable, "-c", limit + "from fastmesh.cli import main; main()", "init"],
+        capture_output=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (1, "fastmesh.yaml: cannot be written: File too large\n")
+    assert not Path("fastmesh.yaml").exists()
+
+
 def test_schema() -> None:
     result = run("schema")
     assert result.exit_code == 0
