@@ -162,11 +162,18 @@ def _json_type(kind: Type) -> dict[str, Any]:
     if kind.choices:
         return {"enum": list(kind.choices)}
     if kind.kind is not None:
-        text = {"type": "string"} | ({"pattern": kind.kind.pattern} if kind.kind.pattern else {})
+        text = {"type": "string"} | _pattern(kind)
         return {"anyOf": [text, {"const": "off"}]} if kind.off else text
     if kind.plain is bool:
         return {"type": "boolean"}
     return {"type": "integer", "minimum": kind.ge, "maximum": kind.le}
+
+
+def _pattern(kind: Type) -> dict[str, str]:
+    if kind.kind is None or kind.kind.pattern is None:
+        return {}
+    # The one bound that a pattern can hold: more than nothing, in whatever unit.
+    return {"pattern": kind.kind.pattern.replace("^", "^(?=.*[1-9])" if kind.ge else "^", 1)}
 
 
 def schema_text() -> str:

@@ -109,7 +109,10 @@ def format_percent(fraction: float) -> str:
 
 # -- names ------------------------------------------------------------------------------------------
 
-_DNS_NAME: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+# No IPv4 address either, as `spiffe.workload` says.
+_DNS_NAME: Final = (
+    r"(?![0-9]+(\.[0-9]+)+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+)
 _SERVICE_RULE: Final = (
     "a DNS name: a-z, 0-9 and dashes inside, in parts of at most 63 characters between dots"
 )
@@ -293,17 +296,20 @@ ADDRESS: Final = Kind(
     "address",
     _ADDRESS_EXPECTED,
     parse_address,
-    r"^(unix:.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[^:\[\]]+:[0-9]{1,5})$",
+    r"^(unix:.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[A-Za-z0-9_.-]+:[0-9]{1,5})$",
 )
-PATH: Final = Kind("path", "a path", parse_path)
+PATH: Final = Kind("path", "a path", parse_path, r"^(?!-$).")
 SERVICE_NAME: Final = Kind("name", "a service name", parse_service_name, f"^{_DNS_NAME}$")
 WORKLOAD: Final = Kind("name", "a workload name", spiffe.workload, f"^{_DNS_NAME}$")
 LISTENER_NAME: Final = Kind("name", "a listener name", parse_listener_name, f"^{_LISTENER.pattern}$")
 TRUST_DOMAIN: Final = Kind("name", "a trust domain", spiffe.trust_domain, r"^[a-z0-9._-]{1,255}$")
 FROM: Final = Kind("identity", _FROM_EXPECTED, parse_from)
-METHOD: Final = Kind("method", "a method such as GET", parse_method)
+METHOD: Final = Kind("method", "a method such as GET", parse_method, r"^[!#$%&'+.^_`|~0-9A-Za-z-]{1,64}$")
 PATH_PATTERN: Final = Kind(
-    "path pattern", "a path such as /health, or a prefix such as /api/*", parse_path_pattern, r"^/"
+    "path pattern",
+    "a path such as /health, or a prefix such as /api/*",
+    parse_path_pattern,
+    f"^{_PATH_PATTERN.pattern}$",
 )
 
 
