@@ -49,11 +49,6 @@ def loads(data: bytes, path: Path) -> Loaded:
     from fastmesh.config import document  # PyYAML: only a process that reads a file pays for it
 
     name = str(path)
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:  # the snapshot, which holds paths beside it, is JSON
-        message = "the path of the file is not UTF-8, expected one that is"
-        raise ConfigErrors([ConfigError(name, 0, 0, message)]) from None
     root, errors = document.parse(data, name)
     walk = _Walk(name, errors)
     config = walk.value(Type(section=Config), root, ())

@@ -160,18 +160,19 @@ def test_a_loader_that_hangs_ends_with_its_agent(start_agent: StartAgent) -> Non
     """A file that never comes to its end, here a pipe, as a name server that does not answer would do."""
     agent = start_agent()
     os.mkfifo(agent.path)
-    agent.channel.send({"type": "start", "config": str(agent.path), "workers": 1})
-    (loader,) = wait_until(lambda: procfs.children(agent.process.pid), "the loader")
-    wait_until(lambda: b"pipe" in Path(f"/proc/{loader}/wchan").read_bytes() or reads(loader), "it to hang")
-    agent.process.kill()
-    agent.process.wait()
-    wait_until(lambda: not procfs.alive(loader), "the loader's end")
+    with agent.path.open("r+b", buffering=0):  # a writer that never writes
+        agent.channel.send({"type": "start", "config": str(agent.path), "workers": 1})
+        (loader,) = wait_until(lambda: procfs.children(agent.process.pid), "the loader")
+        wait_until(lambda: reads(loader, agent.path), "it to read")
+        agent.process.kill()
+        agent.process.wait()
+        wait_until(lambda: not procfs.alive(loader), "the loader's end")
     assert not agent.stderr()
 
 
-def reads(pid: int) -> bool:
-    """Whether the loader is about to read the configuration: YAML and schema have been imported."""
-    return "_yaml" in Path(f"/proc/{pid}/maps").read_text()
+def reads(pid: int, path: Path) -> bool:
+    """Whether a process has the file open."""
+    return str(path) in procfs.fds(pid)
 
 
 def test_the_access_log_goes_to_the_file(agent: Agent) -> None:

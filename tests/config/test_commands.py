@@ -146,7 +146,12 @@ def test_output_that_cannot_be_written(arguments: tuple[object, ...]) -> None:
     ("command", "code", "stdout", "stderr"),
     [
         ("init {}", 0, "{}: written; next: fastmesh check -c {}, then fastmesh serve -c {}\n", ""),
-        ("check -c {}", 2, "", "{}: the path of the file is not UTF-8, expected one that is\n"),
+        (
+            "check -c {}",
+            2,
+            "",
+            "{}: the path is not in UTF-8, expected one that is: rename the file or its directory\n",
+        ),
     ],
 )
 def test_file_name_that_is_no_text(command: str, code: int, stdout: str, stderr: str) -> None:
