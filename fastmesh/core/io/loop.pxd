@@ -103,6 +103,7 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
         return -1
     if tls_engine_init(&w.tls, w.wire, WIRE_SCRATCH) != 0:
         return -1
+    w.tls.own_records = True
     w.ep = epoll_create1(EPOLL_CLOEXEC)
     return 0 if w.ep >= 0 else -1
 
