@@ -23,6 +23,7 @@ from kit.limits import wait_until
 from kit.pki import Identity, Pki, client_context, self_signed, server_context
 from kit.ports import free_port
 from kit.proxy import Fastmesh, Metrics
+from kit.svid import PythonEnd
 from kit.upstream import ServerConn, Upstream, answering
 from kit.wire import Closed, Conn, connect, connect_tls, request, response
 
@@ -298,6 +299,32 @@ def test_detection_is_no_way_around_the_rules(serve: Serve, upstream: Serving, p
             got = client.read_to_end()
             assert not got.startswith(b"HTTP/1.1 2"), got
     assert app.connections == []
+
+
+def test_the_alert_for_a_connection_goes_to_no_other(serve: Serve, upstream: Serving, pki: Pki) -> None:
+    """Data that gets the connection closed, with a breach of the protocol behind it in the same segment."""
+    app = upstream()
+    config = inbound(
+        pki, app.address[1], allow=[{"from": ["svc-a"], "methods": ["GET"], "paths": ["/api/*"]}]
+    )
+    serve(config)
+    address = ("127.0.0.1", port_of(config))
+    context = client_context(pki.identity("svc-a"))
+    with connect_tls(address, context) as bystander:
+        for _ in range(3):
+            bystander.send(request(target="/api/x"))
+            assert bystander.read_response().status == 200
+            end = PythonEnd(context, server=False)
+            with connect(address) as raw:
+                raw.send(end.handshake())
+                while not end.done:
+                    assert raw.fill()
+                    out = end.handshake(raw.take(len(raw.buffer)))
+                    if out and not end.done:
+                        raw.send(out)
+                raw.send(out + end.write(b"\0\1\2\3") + b"no record")
+                with contextlib.suppress(ConnectionError):
+                    raw.read_to_end()
 
 
 def test_permissive_accepts_both_and_rules_hold_for_identities(

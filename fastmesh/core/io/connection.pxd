@@ -41,8 +41,8 @@ from fastmesh.core.traffic.counters cimport (
     K_TLS_HANDSHAKES_DOWNSTREAM, K_TLS_HANDSHAKES_UPSTREAM, K_TLS_RESUMED_DOWNSTREAM, K_TLS_RESUMED_UPSTREAM,
 )
 from fastmesh.core.wire.tls cimport (
-    TLS_EOF, Tls, tls_close_notify, tls_free, tls_handshake, tls_is_open, tls_overhead, tls_read, tls_resumed,
-    tls_write,
+    TLS_EOF, TLS_SINK_FULL, Tls, tls_close_notify, tls_free, tls_handshake, tls_is_open, tls_overhead, tls_read,
+    tls_resumed, tls_write,
 )
 
 
@@ -226,10 +226,10 @@ cdef inline void conn_fail_io(Worker *w, Conn *c, int err) noexcept nogil:
 
 
 cdef inline void conn_fail_tls(Worker *w, Conn *c, int reason) noexcept nogil:
-    """TLS cannot go on: send the alert that OpenSSL left, count, give up."""
-    if w.tls.out_len > 0:
+    """TLS cannot go on: send the alert that is in the sink, count, give up."""
+    if w.tls.out_len > 0 and c.wire.bytes == 0:      # not into the middle of a record
         c_send(c.src.fd, w.tls.out, w.tls.out_len, MSG_NOSIGNAL)
-        w.tls.out_len = 0
+    w.tls.out_len = 0
     if fm_impossible(&w.row.counters[K_IMPOSSIBLE], reason < R_COUNT, b"no room for what TLS has to say"):
         reason = R_INTERNAL
     if c.flags & C_HANDSHAKE:
@@ -680,6 +680,11 @@ cdef inline void _decrypt(Worker *w, Conn *c) noexcept nogil:
         if bulk != NULL:
             w.handoff = NULL
             buf_drop(&w.pool, bulk)
+        if r == TLS_SINK_FULL and not c.flags & C_DEAD:
+            r = 1
+            if _send_wire(w, c) < 0:
+                conn_fail_io(w, c, errno)
+                return
     if c.flags & C_DEAD:
         return
     if r == TLS_EOF:
@@ -694,9 +699,10 @@ cdef inline void _input_tls(Worker *w, Conn *c) noexcept nogil:
     cdef size_t budget = INPUT_BUDGET
     cdef Buf *b
     while not c.flags & (C_PAUSED | C_DEAD | C_EOF):
-        # What is at hand first: kept ciphertext, or plaintext inside OpenSSL after a pause.
+        # What is at hand first: kept ciphertext, or plaintext kept in there after a pause. The sink is empty: what
+        # a connection left there that an owner closed meanwhile belongs to no other.
         w.tls.eof = False
-        w.tls.out_len = 0                          # all connections share the sink: nothing of another may be there
+        w.tls.out_len = 0
         if c.cipher != NULL:
             b = c.cipher
             c.cipher = NULL

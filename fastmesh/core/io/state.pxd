@@ -64,7 +64,7 @@ cdef enum:  # ConnFlag
     C_RDHUP = 32768               # the peer has finished sending; what it sent may not be read yet
     C_SNIFF_TLS = 65536           # permissive: the first byte tells TLS from plaintext
     C_CUT = 131072                # close with a reset: what was sent is not whole
-    C_EARLY = 262144              # TLS: drive OpenSSL even without new input
+    C_EARLY = 262144              # TLS: drive it even without new input
     C_BULK = 524288               # the owner expects much: read into buffers that can be handed on
     C_RESUMED = 1048576           # offer `rx` again though nothing was added
     C_TRUNCATED = 2097152         # TLS: the end came without close_notify
@@ -109,7 +109,7 @@ cdef struct Conn:
     Queue tx                      # bytes to send (with TLS: plaintext)
     Queue wire                    # with TLS: ciphertext the kernel did not take yet
     Buf *rx                       # received, offered, not taken yet
-    Buf *cipher                   # with TLS: received, not yet looked at by OpenSSL
+    Buf *cipher                   # with TLS: received, not yet decrypted
     Flow *flow_in                 # the flow that reads from here
     Flow *flow_out                # the flow that writes to here
     Node ready                    # on w.ready
