@@ -12,6 +12,8 @@ from fastmesh import _tls as tls
 
 HANDSHAKE, ALERT, DATA = 22, 21, 23
 TICKET, KEY_UPDATE = 4, 24
+# lifetime, age_add, nonce, ticket, no extensions
+LATE = bytes([TICKET, 0, 0, 19, 0, 0, 14, 16, 1, 2, 3, 4, 1, 7, 0, 5]) + b"later" + bytes(2)
 Ends = tuple[tls.Connection, tls.Connection]
 
 
@@ -151,6 +153,54 @@ def test_ticket_and_data_in_one_window(own: tls.Engine) -> None:
     assert got == b"".join(bytes([i]) * 3000 for i in range(5))
 
 
+def test_the_moment_of_taking_over_loses_nothing_wherever_the_stream_is_cut(own: tls.Engine) -> None:
+    """OpenSSL reads a record's head by itself: with only that inside, it says that nothing is pending."""
+    size = len(shake(*open_pair(own, svc_a().client(), svc_b().server(), slot=tls.Slot()))[2])
+    for cut in [*range(1, 8), *range(size - 2, size + 32)]:
+        client, server = open_pair(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
+        wire = shake(client, server)[2] + server.write(b"first")[1] + server.write(b"second")[1]
+        got = b"".join(client.read(piece)[1] for piece in (wire[:cut], wire[cut:]))
+        while (more := client.read())[0] > 0:
+            got += more[1]
+        assert got == b"firstsecond", cut
+        assert client.own_records
+        talk(client, server)
+
+
+@pytest.mark.parametrize("first", [1, 3, 4, 5, 20])
+def test_no_taking_over_with_a_part_of_a_message_inside_openssl(own: tls.Engine, first: int) -> None:
+    client, server = open_pair(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
+    ticket = shake(client, server)[2]
+    head, tail = server.seal(HANDSHAKE, LATE[:first]), server.seal(HANDSHAKE, LATE[first:])
+    assert client.read(ticket + head) == (0, b"", b"")
+    assert not client.own_records
+    assert client.read(tail + server.write(b"data")[1])[:2] == (4, b"data")
+    assert client.own_records
+    talk(client, server)
+
+
+def test_padded_tickets_leave_the_connection_with_openssl_until_the_first_data(own: tls.Engine) -> None:
+    client, server = open_pair(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
+    ticket = shake(client, server)[2]
+    # what is padding and what a part of the next message cannot be told apart from outside
+    assert client.read(ticket + server.seal(0, LATE + bytes([HANDSHAKE]) + bytes(30))) == (0, b"", b"")
+    assert not client.own_records
+    talk(server, client)
+    assert client.own_records
+    talk(client, server)
+
+
+@pytest.mark.parametrize("ticket_first", [False, True])
+def test_change_cipher_spec_after_the_handshake(own: tls.Engine, ticket_first: bool) -> None:
+    """RFC 8446 5: refused behind Finished, before and after the records are ours."""
+    client, server = open_pair(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
+    ticket = shake(client, server)[2]
+    if ticket_first:
+        assert client.read(ticket)[0] == 0
+        assert client.own_records
+    assert reason(client.read(b"\x14\x03\x03\x00\x01\x01")[0]) == "upstream_tls_handshake"
+
+
 @pytest.mark.parametrize("request_answer", [False, True])
 def test_key_update_by_openssl(mixed: Ends, request_answer: bool) -> None:
     ours, theirs = mixed
@@ -205,6 +255,27 @@ def test_padding_is_taken_off(ends: Ends) -> None:
     client, server = ends
     assert server.read(client.seal(0, b"padded" + bytes([DATA]) + bytes(5000)))[:2] == (6, b"padded")
     assert server.read(client.seal(0, b"\0\0" + bytes([DATA]) + bytes(10)))[:2] == (2, b"\0\0")
+
+
+def test_padding_fills_a_record_and_no_more(ends: Ends) -> None:
+    """RFC 8446 5.4: content, its type and padding are 2^14 + 1 bytes at most."""
+    client, server = ends
+    full = b"padded" + bytes([DATA]) + bytes(16384 - 7)  # and one that seal adds
+    assert server.read(client.seal(0, full))[:2] == (6, b"padded")
+    n, _, alert = server.read(client.seal(0, full + bytes(1)))
+    assert reason(n) == "downstream_reset"
+    assert client.read(alert)[0] < 0
+
+
+def test_nothing_is_written_behind_close_notify(ends: Ends) -> None:
+    """RFC 8446 6.1; what the peer still sends is read."""
+    client, server = ends
+    end = client.close_notify()
+    before = client.sequences
+    n, wire = client.write(b"late")
+    assert n < 0
+    assert (wire, client.sequences) == (b"", before)
+    assert server.read(end)[0] == tls.EOF
 
 
 def test_empty_records_are_nothing_but_not_for_ever(ends: Ends) -> None:

@@ -257,10 +257,13 @@ cdef inline size_t _ssl_read(TlsEngine *e, Tls *t, char *dst, size_t cap) noexce
     e.current = NULL
     if t.failed or t.flags & TLS_F_EOF:
         return total
-    # A client waits for its ticket; with the first data it is there or will not be missed.
-    if t.records != NULL and (total > 0 or t.flags & TLS_F_TICKET) and not SSL_has_pending(t.ssl):
-        if _take_over(e, t):
-            return total
+    # A client waits for its ticket; with the first data it is there or will not be missed. Nothing may be left
+    # inside OpenSSL. Of a record it tells all but a head that is there alone, of a message nothing: behind data
+    # there is neither (5.1), behind a ticket `held` knows.
+    if t.records != NULL and not SSL_has_pending(t.ssl):
+        if total > 0 or (t.flags & TLS_F_TICKET and t.records.held == 0):
+            if _take_over(e, t):
+                return total
     # what a message behind the handshake, a ticket say, has left; nothing happens with a part of a record inside
     if e.in_len == 0:
         SSL_free_buffers(t.ssl)
@@ -273,13 +276,18 @@ cdef inline size_t tls_overhead(size_t n) noexcept nogil:
 
 
 cdef inline int tls_write(TlsEngine *e, Tls *t, const char *src, size_t n) noexcept nogil:
-    """n: all of it is in the sink as records; TLS_SINK_FULL: no room for all, nothing was written; or a reason."""
+    """n: all of it is in the sink as records; TLS_SINK_FULL: no room for all, nothing was written; or a reason.
+
+    Behind close_notify nothing may follow (RFC 8446 6.1): to write then is R_INTERNAL.
+    """
     cdef size_t written = 0
     cdef bint ok
     if t.failed:
         return -<int>t.failed
     if n == 0:
         return 0
+    if t.flags & TLS_F_BYE:
+        return tls_fail(t, R_INTERNAL)
     if n > 0x40000000 or e.out_cap - e.out_len < n + tls_overhead(n):
         return TLS_SINK_FULL
     if t.ssl == NULL:

@@ -232,16 +232,28 @@ cdef inline void _message_seen(
 ) noexcept nogil:
     """OpenSSL's trace of messages: count the records under the keys of now. Finished was the last under others."""
     cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
+    cdef const uint8_t *p = <const uint8_t *>data
+    cdef TlsRecords *r
     cdef TlsKeys *keys
     if engine.current == NULL or engine.current.records == NULL:
         return      # no secret of the application's yet, so no record either
-    keys = &engine.current.records.tx if sent else &engine.current.records.rx
+    r = engine.current.records
+    keys = &r.tx if sent else &r.rx
     if type == SSL3_RT_HEADER:
         keys.sequence += 1
-    elif type == SSL3_RT_HANDSHAKE and (<const uint8_t *>data)[0] == SSL3_MT_FINISHED:
-        keys.sequence = 0
-    elif type == SSL3_RT_HANDSHAKE and (<const uint8_t *>data)[0] == SSL3_MT_KEY_UPDATE:
-        engine.current.records.unfit = True
+        if not keys.known:
+            return
+        if p[0] != SSL3_RT_APPLICATION_DATA:
+            r.unfit = True                      # not protected, so without a number
+        if not sent:
+            r.held += <int64_t>((<uint32_t>p[3] << 8 | p[4])) - TLS_RECORD_TAG - 1
+    elif type == SSL3_RT_HANDSHAKE:
+        if p[0] == SSL3_MT_FINISHED:
+            keys.sequence = 0
+        elif p[0] == SSL3_MT_KEY_UPDATE:
+            r.unfit = True
+        if not sent and keys.known:
+            r.held -= <int64_t>n
 
 
 # making a context --------------------------------------------------------------------------------------

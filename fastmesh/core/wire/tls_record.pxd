@@ -10,9 +10,9 @@
 # speak; that was decided in the handshake.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy, memset, strlen
 
 from fastmesh.core.sys.openssl cimport *
 
@@ -21,6 +21,7 @@ cdef enum:
     TLS_RECORD_HEAD = 5
     TLS_RECORD_TAG = 16
     TLS_RECORD_OVERHEAD = 22    # head, content type, tag
+    TLS_RECORD_INNER = 16385    # content, type and padding (5.4)
     TLS_RECORD_MAX = 16640      # bytes behind the head (5.2): more is record_overflow
     TLS_SECRET_MAX = 48
     TLS_KEY_RECORDS = 1 << 24   # records under one key; 5.5 allows 2^24.5 with AES-GCM
@@ -45,6 +46,7 @@ cdef struct TlsRecords:
     TlsKeys tx
     const TlsSuite *suite
     X509 *peer                  # the peer's leaf, for its identity
+    int64_t held                # bytes in received records that OpenSSL has not yet shown as whole handshake messages
     char *stash                 # what could not be taken whole: see `stashed`; or NULL
     uint32_t stash_len          # bytes in it
     uint32_t stash_pos          # bytes of it already given out (plaintext)
@@ -131,8 +133,12 @@ cdef inline bint _expand(
 cdef inline bint _keys_install(const TlsSuite *suite, TlsKeys *keys, bint seal) noexcept nogil:
     """Key and IV of the secret (7.3); the sequence number is the caller's."""
     cdef uint8_t key[32]
+    cdef uint8_t nothing[TLS_SECRET_MAX]
     cdef bint ok = _expand(suite, keys.secret, b"key", key, suite.key_len)
+    memset(nothing, 0, sizeof(nothing))
     ok = ok and _expand(suite, keys.secret, b"iv", keys.iv, sizeof(keys.iv))
+    # the HMAC outlives the connection, which its key must not
+    ok = ok and EVP_MAC_init(suite.hmac, nothing, suite.hash_len, NULL)
     if keys.ctx == NULL:
         keys.ctx = EVP_CIPHER_CTX_new()
     if ok and keys.ctx != NULL:
@@ -148,10 +154,14 @@ cdef inline bint keys_update(const TlsSuite *suite, TlsKeys *keys, bint seal) no
     """The next generation of a direction's keys (7.2)."""
     cdef uint8_t secret[TLS_SECRET_MAX]
     cdef bint ok = _expand(suite, keys.secret, b"traffic upd", secret, suite.hash_len)
-    memcpy(keys.secret, secret, sizeof(secret))
+    if ok:
+        memcpy(keys.secret, secret, suite.hash_len)
     OPENSSL_cleanse(secret, sizeof(secret))
+    # only new keys begin at 0 again: after a failure the old ones may still be in the cipher
+    if not ok or not _keys_install(suite, keys, seal):
+        return False
     keys.sequence = 0
-    return ok and _keys_install(suite, keys, seal)
+    return True
 
 
 cdef inline bint records_start(TlsRecords *r, const TlsSuite *suite) noexcept nogil:
@@ -237,6 +247,8 @@ cdef inline int record_open(
         and EVP_DecryptFinal_ex(keys.ctx, p + part, &last) == 1
     ):
         return -SSL_AD_BAD_RECORD_MAC
+    if length > TLS_RECORD_INNER:
+        return -SSL_AD_RECORD_OVERFLOW
     # the content type is the last byte that is not padding (5.4)
     while length > 0 and p[length - 1] == 0:
         length -= 1

@@ -28,7 +28,7 @@ cdef struct TlsEngine:
     # The engine must not move while a connection of it lives.
     BIO_METHOD *method
     BIO *bio
-    const char *in_ptr          # ciphertext received: the caller sets it, OpenSSL consumes it
+    const char *in_ptr          # ciphertext received: the caller sets it, calls consume it
     size_t in_len
     char *out                   # ciphertext to send: appended here; the caller sends it and resets out_len
     size_t out_len
