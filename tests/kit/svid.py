@@ -97,12 +97,18 @@ class Identity:
     bundle: bytes
 
     def server(
-        self, *, alpn: bytes | None = H2_H1, keys: bytes | None = KEYS, suites: bytes | None = None
+        self,
+        *,
+        alpn: bytes | None = H2_H1,
+        keys: bytes | None = KEYS,
+        suites: bytes | None = None,
+        old: bool = False,
     ) -> tls.Context:
-        return tls.Context(True, self.chain, self.key, self.bundle, DOMAIN, keys, alpn, suites)
+        """`old`: TLS 1.2 and nothing else."""
+        return tls.Context(True, self.chain, self.key, self.bundle, DOMAIN, keys, alpn, suites, old)
 
-    def client(self, *, alpn: bytes | None = H2_H1) -> tls.Context:
-        return tls.Context(False, self.chain, self.key, self.bundle, DOMAIN, None, alpn)
+    def client(self, *, alpn: bytes | None = H2_H1, old: bool = False) -> tls.Context:
+        return tls.Context(False, self.chain, self.key, self.bundle, DOMAIN, None, alpn, None, old)
 
     def python(self, side: ssl._SSLMethod, *, present: bool = True) -> ssl.SSLContext:
         """The same for Python's ssl: an end that nobody here wrote."""

@@ -33,6 +33,7 @@ def errors_queued() -> bool:
 
 
 cdef extern from "<openssl/ssl.h>" nogil:
+    enum: TLS1_2_VERSION
     enum: SSL_KEY_UPDATE_REQUESTED, SSL_KEY_UPDATE_NOT_REQUESTED
     int SSL_key_update(SSL *ssl, int kind)
 
@@ -66,7 +67,7 @@ cdef class Context:
 
     def __cinit__(
         self, bint server, bytes cert, bytes key, bytes bundle, bytes domain, bytes ticket_keys=None,
-        bytes alpn=None, bytes suites=None,
+        bytes alpn=None, bytes suites=None, bint old=False,
     ):
         cdef char err[256]
         cdef const unsigned char *keys = NULL
@@ -84,6 +85,9 @@ cdef class Context:
             raise ValueError(err.decode())
         if suites is not None:
             assert SSL_CTX_set_ciphersuites(self.ctx, suites)
+        if old:
+            assert SSL_CTX_set_min_proto_version(self.ctx, TLS1_2_VERSION)
+            assert SSL_CTX_set_max_proto_version(self.ctx, TLS1_2_VERSION)
 
     def __dealloc__(self):
         SSL_CTX_free(self.ctx)
@@ -117,6 +121,12 @@ cdef class Engine:
     def __dealloc__(self):
         tls_engine_free(&self.e)
         free(self.memory)
+
+    def forget_ciphers(self) -> None:
+        """As with a provider that has none of the suites."""
+        cdef int i
+        for i in range(3):
+            suite_free(&self.e.suites[i])
 
     def take(self, keep=0) -> bytes:
         """What is in the sink, which is empty then."""

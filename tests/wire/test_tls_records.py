@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from kit.svid import B, meet, open_pair, reason, shake, svc_a, svc_b
+from kit.svid import A, B, meet, open_pair, reason, shake, svc_a, svc_b
 
 from fastmesh import _tls as tls
 
@@ -199,6 +199,28 @@ def test_change_cipher_spec_after_the_handshake(own: tls.Engine, ticket_first: b
         assert client.read(ticket)[0] == 0
         assert client.own_records
     assert reason(client.read(b"\x14\x03\x03\x00\x01\x01")[0]) == "upstream_tls_handshake"
+
+
+def test_without_a_cipher_openssl_goes_on(own: tls.Engine) -> None:
+    own.forget_ciphers()
+    c, s = meet(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
+    assert not c.own_records
+    assert not s.own_records
+    talk(c, s)
+    assert c.read(s.key_update(True))[:2] == (0, b"")
+    talk(c, s)
+    assert (c.peer, s.peer) == (B.encode(), A.encode())
+
+
+def test_tls_1_2_stays_with_openssl(own: tls.Engine) -> None:
+    c, s = open_pair(own, svc_a().client(old=True), svc_b().server(old=True), slot=tls.Slot())
+    done = shake(c, s)
+    assert done[:2] == (1, 1)
+    assert c.read(done[2])[0] == 0
+    talk(c, s)
+    assert not c.own_records
+    assert not s.own_records
+    assert s.read(c.close_notify())[0] == tls.EOF
 
 
 @pytest.mark.parametrize("request_answer", [False, True])
