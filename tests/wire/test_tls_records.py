@@ -201,6 +201,61 @@ def test_change_cipher_spec_after_the_handshake(own: tls.Engine, ticket_first: b
     assert reason(client.read(b"\x14\x03\x03\x00\x01\x01")[0]) == "upstream_tls_handshake"
 
 
+def test_no_number_is_used_twice_when_the_sink_was_full(own: tls.Engine) -> None:
+    """A flight that OpenSSL had to hold back is counted once: its records are sealed already."""
+    for client_room, server_room in ((10, 1 << 17), (1 << 17, 10), (10, 10), (400, 400)):
+        c, s = open_pair(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
+        wire = {c: b"", s: b""}
+        done = {c: 0, s: 0}
+        rooms = {c: client_room, s: server_room}
+        held_back = 0
+        while not all(done.values()):
+            for end, other in ((c, s), (s, c)):
+                if done[end] == 1:
+                    continue
+                own.room(rooms[end])
+                n, out = end.handshake(wire[end])
+                wire[end] = b""
+                while n == tls.SINK_FULL:
+                    held_back += 1
+                    wire[other] += out
+                    own.room(1 << 17)
+                    n, out = end.handshake()
+                assert n in (0, 1)
+                wire[other] += out
+                done[end] = n
+        own.room(1 << 17)
+        assert held_back > 0
+        assert c.read(wire[c])[0] == 0
+        assert c.own_records
+        assert s.own_records
+        assert (c.sequences, s.sequences) == ((0, 1), (1, 0))
+        talk(c, s)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("early", [0, 1, 3])
+def test_what_was_written_before_is_counted(own: tls.Engine, resumed: bool, early: int) -> None:
+    """A client writes, and even ends, while OpenSSL still waits for its ticket."""
+    slot = tls.Slot()
+    server_context = svc_b().server()
+    client_context = svc_a().client()
+    if resumed:
+        meet(own, client_context, server_context, slot=slot)
+    c, s = open_pair(own, client_context, server_context, slot=slot)
+    ticket = shake(c, s)[2]
+    assert c.resumed is resumed
+    wire = b"".join(c.write(b"early")[1] for _ in range(early))
+    wire += c.close_notify()
+    assert c.read(ticket + s.write(b"answer")[1])[:2] == (6, b"answer")
+    assert c.own_records
+    assert c.sequences[0] == early + 1
+    assert s.read(wire)[1] == b"early" * early
+    assert s.read()[0] == tls.EOF
+    assert say(s, c, b"more") == b"more"
+    assert c.write(b"late")[0] < 0
+
+
 def test_without_a_cipher_openssl_goes_on(own: tls.Engine) -> None:
     own.forget_ciphers()
     c, s = meet(own, svc_a().client(), svc_b().server(), slot=tls.Slot())
@@ -400,6 +455,17 @@ def test_key_updates_without_end_are_refused(openssl: tls.Engine, own: tls.Engin
     _, server = (ends := across(openssl, own))
     wire = b"".join(ends[0].key_update(True) for _ in range(33))
     assert reason(server.read(wire)[0]) == "downstream_reset"
+
+
+@pytest.mark.parametrize("request_answer", [False, True])
+def test_who_only_receives_may_change_keys_for_ever(
+    openssl: tls.Engine, own: tls.Engine, request_answer: bool
+) -> None:
+    """A long download: what comes back is nothing but key updates, one for so many bytes."""
+    client, server = across(openssl, own)
+    for _ in range(100):
+        assert server.read(client.key_update(request_answer)) == (0, b"", b"")
+        assert say(server, client, b"more of it") == b"more of it"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ cdef enum:
     TLS_RECORD_MAX = 16640      # bytes behind the head (5.2): more is record_overflow
     TLS_SECRET_MAX = 48
     TLS_KEY_RECORDS = 1 << 24   # records under one key; 5.5 allows 2^24.5 with AES-GCM
-    TLS_QUIET_MAX = 32          # records without application data in a row that a peer may send
+    TLS_QUIET_MAX = 32          # records without application data that may come in a row, while we send none either
 
 cdef struct TlsSuite:
     EVP_CIPHER *cipher          # NULL: not available here
@@ -56,7 +56,7 @@ cdef struct TlsRecords:
     uint8_t head[TLS_RECORD_HEAD]
     uint8_t message_len
     uint8_t message[5]          # the beginning of a handshake message
-    uint8_t quiet               # records without application data in a row
+    uint8_t quiet               # what TLS_QUIET_MAX bounds
     bint answer                 # the peer wants our keys updated too, before our next data
     bint unfit                  # this connection stays with OpenSSL
 

@@ -29,6 +29,7 @@ cdef inline bint records_write(TlsEngine *e, TlsRecords *r, const char *src, siz
     """All of it into the sink, which has room. False: the cipher failed."""
     cdef uint8_t update[5]
     cdef size_t piece, made
+    r.quiet = 0         # who only receives has nothing but key updates to send, and those in proportion
     if r.answer or r.tx.sequence >= TLS_KEY_RECORDS:
         memset(update, 0, sizeof(update))       # length 1, update_not_requested
         update[0] = SSL3_MT_KEY_UPDATE
