@@ -122,6 +122,10 @@ def write_entry(entry: Path, files: Mapping[str, str], version: str) -> None:
         _link(entry / CURRENT, target.name)
         for link in links:
             _link(link, f"{CURRENT}/{link.name}")
+        for link in entry.iterdir():
+            # A file that this version has no more.
+            if link.name not in files and _target(link) == f"{CURRENT}/{link.name}":
+                link.unlink()
         sync_directory(entry)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -132,8 +136,33 @@ def write_entry(entry: Path, files: Mapping[str, str], version: str) -> None:
         _remove_other_versions(entry)
 
 
-def read_entry(entry: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files `names` of one version of `entry`; a plain directory without `current` is read as it is.
+def replace(path: Path, text: str, mode: int, stage_in: Path) -> None:
+    """Writes a file that may exist: the old one or the new one is there, whole, at every moment.
+
+    It is built in `stage_in`, a directory on the same file system that the caller has the lock of.
+    """
+    new = stage_in / f"{_STAGE}{path.name}"
+    try:
+        new.unlink(missing_ok=True)
+        write_new(new, text, mode)
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a directory with all that is in it; nothing there is fine."""
+    if os.path.lexists(path):
+        _remove_tree(path)
+        sync_directory(path.parent)
+
+
+def read_entry(entry: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, str]:
+    """The files of one version of `entry`; a plain directory without `current` is read as it is. Those of
+    `optional` that are not there are left out.
 
     Raises PkiError for a file that is no text of sensible size, or a key that others can read; OSError (with
     the file's path) when one cannot be opened.
@@ -141,7 +170,13 @@ def read_entry(entry: Path, names: Sequence[str]) -> dict[str, str]:
     for _ in range(100):
         fd = _open_version(entry)
         try:
-            return {name: _read_at(fd, name, entry / name) for name in names}
+            found = {name: _read_at(fd, name, entry / name) for name in names}
+            for name in optional:
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = _read_at(fd, name, entry / name)
+            # A version that is being removed may have lost a file before it was looked for.
+            if len(found) == len(names) + len(optional) or _is_current(entry, fd):
+                return found
         except FileNotFoundError:
             # The version was replaced while it was read, or the file is really not there.
             if _is_current(entry, fd):

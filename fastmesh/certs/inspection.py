@@ -8,11 +8,10 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from fastmesh.certs import files, proof, record
-from fastmesh.certs.authority import UNREADABLE
+from fastmesh.certs import files, keys, proof, record, trust
 from fastmesh.certs.errors import PkiError, reason
+from fastmesh.certs.keys import UNREADABLE
 from fastmesh.certs.store import CERTIFICATE, Layout, command, missing
 
 
@@ -21,7 +20,8 @@ def listing(pki: Path, now: float, *, everything: bool) -> tuple[list[dict[str, 
     record.
 
     Without `everything` it is the one row a workload that matters: the certificate in use, else the newest.
-    States: `valid`, `expired`, `replaced` (another one is in use), `missing` (none is, in this directory).
+    States: `valid`, `expired`, `revoked`, `replaced` (another one is in use), `missing` (none is, in this
+    directory).
     """
     layout = Layout(pki)
     try:
@@ -32,13 +32,27 @@ def listing(pki: Path, now: float, *, everything: bool) -> tuple[list[dict[str, 
         raise PkiError(
             f"there is no certificate authority in {pki}", f"run: {command('init', '', pki)}"
         ) from None
+    denied = {one.serial for one in trust.read_denied(layout)}
+    by_name: dict[str, list[record.Entry]] = {}
+    for entry in entries:
+        if entry.workload is not None:
+            by_name.setdefault(entry.workload, []).append(entry)
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(entry.workload for entry in entries if entry.workload is not None):
+    for name, own in by_name.items():
         in_use = _serial_in_use(layout.workload(name))
-        own = [entry for entry in entries if entry.workload == name]
         chosen = own if everything else [next((e for e in own if e.serial == in_use), own[-1])]
-        rows += [{**asdict(entry), "state": _state(entry, in_use, now)} for entry in chosen]
+        rows += [{**asdict(entry), "state": _state(entry, in_use, denied, now)} for entry in chosen]
     return rows, damaged
+
+
+def spiffe_id(pki: Path, name: str) -> str | None:
+    """The SPIFFE id in a workload's certificate, if it has exactly one URI. Raises PkiError."""
+    leaf, _ = _read(pki, name, Layout(pki).workload(name))
+    try:
+        uris, _, _ = _names(leaf)
+    except UNREADABLE:
+        return None
+    return uris[0] if len(uris) == 1 else None
 
 
 def describe(pki: Path, name: str) -> list[tuple[str, str]]:
@@ -57,17 +71,16 @@ def describe(pki: Path, name: str) -> list[tuple[str, str]]:
 def _facts(
     name: str, entry: Path, leaf: x509.Certificate, issuers: list[x509.Certificate]
 ) -> list[tuple[str, str]]:
-    uris, dns = _names(leaf)
-    key = leaf.public_key()
-    kind = f"ECDSA {key.curve.name}" if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    uris, dns, addresses = _names(leaf)
     return [
         ("workload", name),
         ("SPIFFE id", ", ".join(uris) or "none"),
         ("DNS name", ", ".join(dns) or "none"),
+        *([("address", ", ".join(addresses))] if addresses else []),
         ("serial", f"{leaf.serial_number:032x}"),
         ("valid from", proof.when(leaf.not_valid_before_utc.timestamp())),
         ("valid until", proof.when(leaf.not_valid_after_utc.timestamp())),
-        ("key", kind),
+        ("key", keys.described(leaf.public_key())),
         ("SHA-256", leaf.fingerprint(hashes.SHA256()).hex()),
         *(("issuer", _shown(issuer)) for issuer in issuers),
         ("files", str(entry)),
@@ -90,14 +103,15 @@ def _read(pki: Path, name: str, entry: Path) -> tuple[x509.Certificate, list[x50
     return chain[0], chain[1:]
 
 
-def _names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
+def _names(certificate: x509.Certificate) -> tuple[list[str], list[str], list[str]]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return [], []
+        return [], [], []
     return (
         names.get_values_for_type(x509.UniformResourceIdentifier),
         names.get_values_for_type(x509.DNSName),
+        [str(address) for address in names.get_values_for_type(x509.IPAddress)],
     )
 
 
@@ -114,7 +128,9 @@ def _serial_in_use(entry: Path) -> str | None:
         return None
 
 
-def _state(entry: record.Entry, in_use: str | None, now: float) -> str:
+def _state(entry: record.Entry, in_use: str | None, denied: set[str], now: float) -> str:
+    if entry.serial in denied:
+        return "revoked"
     if in_use is None:
         return "missing"
     if entry.serial != in_use:

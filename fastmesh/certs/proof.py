@@ -36,11 +36,16 @@ _PLACE: Final = re.compile(r"^\[[^\]]*\] | ?\(_ssl\.c:[0-9]+\)$")
 
 
 class Proof(NamedTuple):
-    """What was proven. Times are Unix seconds."""
+    """What was proven. Times are Unix seconds; `issuer_not_after` is that of the first issuer above the
+    certificate to end, `root_not_after` that of the first valid root in the bundle to end. `serial` is
+    hexadecimal in lower case, of at least 32 digits."""
 
     spiffe_id: spiffe.SpiffeId
     not_before: int
     not_after: int
+    serial: str
+    issuer_not_after: int
+    root_not_after: int
 
 
 class Labels(NamedTuple):
@@ -49,6 +54,10 @@ class Labels(NamedTuple):
     certificate: str
     key: str
     bundle: str
+
+
+class _NoPath(PkiError):
+    """The chain does not lead to a root."""
 
 
 class _Ca(NamedTuple):
@@ -66,9 +75,8 @@ def prove(certificate: str, key: str, bundle: str, now: float, labels: Labels) -
     OSError when it cannot be checked: out of memory or descriptors, or no /proc.
     """
     chain = certificates(certificate, labels.certificate)
-    for pem in chain[1:]:
-        ca = _ca(pem, labels.certificate)
-        _check_time(f"the issuer {ca.subject} in {labels.certificate}", ca.not_before, ca.not_after, now)
+    issuers = [_ca(pem, labels.certificate) for pem in chain[1:]]
+    in_time = [ca for ca in issuers if ca.not_before <= now <= ca.not_after]
     if _is_ca(chain[0], labels.certificate):
         raise PkiError(f"the first certificate in {labels.certificate} is a CA's, not a workload's")
     roots = [_ca(pem, labels.bundle) for pem in certificates(bundle, labels.bundle)]
@@ -76,13 +84,38 @@ def prove(certificate: str, key: str, bundle: str, now: float, labels: Labels) -
     if not valid:
         root = max(roots, key=lambda root: root.not_after)
         _check_time(f"the root {root.subject} in {labels.bundle}", root.not_before, root.not_after, now)
-    peer = _handshake(certificate, key, "\n".join(root.pem for root in valid), labels)
+    usable = "\n".join([chain[0], *(ca.pem for ca in in_time)])
+    try:
+        peer = _handshake(usable, key, "\n".join(root.pem for root in valid), labels)
+    except _NoPath:
+        # An issuer that is over harms nobody who knows another way to a root (the cross certificate of a root
+        # that was replaced). Where there is none, it is the reason.
+        for ca in issuers:
+            _check_time(f"the issuer {ca.subject} in {labels.certificate}", ca.not_before, ca.not_after, now)
+        raise
     try:
         not_before, not_after = _times(peer)
     except ValueError:
         raise PkiError(f"{labels.certificate} holds a certificate whose times cannot be read") from None
     _check_time(f"the certificate in {labels.certificate}", not_before, not_after, now)
-    return Proof(_svid(peer, labels.certificate), not_before, not_after)
+    root_end = min(root.not_after for root in valid)
+    # A cross certificate is called as the root that it stands in for, which is what counts.
+    names = {root.subject for root in valid}
+    return Proof(
+        _svid(peer, labels.certificate),
+        not_before,
+        not_after,
+        f"{int(peer['serialNumber'], 16):032x}",
+        min((ca.not_after for ca in in_time if ca.subject not in names), default=root_end),
+        root_end,
+    )
+
+
+def check_roots(text: str, where: str) -> None:
+    """Raises PkiError when `text` is not the certificates of CAs in PEM form. Their times are not looked at:
+    roots that are over verify nothing."""
+    for pem in certificates(text, where):
+        _ca(pem, where)
 
 
 def certificates(text: str, where: str) -> list[str]:
@@ -164,7 +197,7 @@ def _handshake(certificate: str, key: str, roots: str, labels: Labels) -> Any:
             if not waiting:
                 return client.getpeercert()
     except ssl.SSLCertVerificationError as error:
-        raise PkiError(
+        raise _NoPath(
             f"{labels.certificate} does not lead to {labels.bundle}: {error.verify_message}"
         ) from None
     except (ssl.SSLError, ValueError) as error:

@@ -14,8 +14,10 @@ from typing import Final
 
 from fastmesh.certs import files, spiffe
 
-_KINDS: Final = ("root", "issuer", "workload")
+_KINDS: Final = ("root", "cross", "issuer", "workload")
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
+# What the first lines ever written do not have.
+_ADDED: Final = {"issuer": "", "ttl": 0}
 _MAX_TIME: Final = 253402300799  # the end of the year 9999, where RFC 5280's times end too
 
 
@@ -24,7 +26,7 @@ class Entry:
     """One signed certificate. Times are Unix seconds; `serial` and `sha256` (of the DER form) are
     hexadecimal."""
 
-    kind: str  # root | issuer | workload
+    kind: str  # root | cross | issuer | workload
     workload: str | None
     spiffe_id: str
     serial: str
@@ -32,6 +34,8 @@ class Entry:
     not_after: int
     sha256: str
     time: int = 0  # when the line was written
+    issuer: str = ""  # serial of the CA that signed it; empty for a root, and in records of old
+    ttl: int = 0  # the life asked for in seconds, which an issuer near its end may have cut; 0: not told
 
 
 def append(path: Path, entry: Entry) -> None:
@@ -56,9 +60,17 @@ def read(path: Path) -> tuple[list[Entry], list[int]]:
     return entries, damaged
 
 
+def find(path: Path, serial: str) -> Entry | None:
+    """The entry of a certificate, without reading the others. Raises as `files.read_text`."""
+    for line in reversed(files.read_text(path, None).split("\n")):
+        if serial in line and (entry := _entry(line)) is not None and entry.serial == serial:
+            return entry
+    return None
+
+
 def _entry(line: str) -> Entry | None:
     try:
-        found = json.loads(line)
+        found = {**_ADDED, **json.loads(line)}
         entry = Entry(**{name.name: found[name.name] for name in fields(Entry)})
         # What comes from here ends up in paths and on terminals.
         spiffe.parse(entry.spiffe_id)
@@ -70,8 +82,9 @@ def _entry(line: str) -> Entry | None:
             and (entry.workload is not None) == (entry.kind == "workload")
             and all(
                 type(value) is int and 0 <= value <= _MAX_TIME
-                for value in (entry.not_before, entry.not_after, entry.time)
+                for value in (entry.not_before, entry.not_after, entry.time, entry.ttl)
             )
+            and (entry.issuer == "" or _HEX.fullmatch(entry.issuer) is not None)
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

@@ -93,6 +93,30 @@ def workload(text: str) -> str:
     return text
 
 
+def dns_name(text: str) -> str:
+    """`text` if it can stand in a certificate as a DNS name: without wildcards, in lower case. Raises
+    SpiffeError."""
+    try:
+        return workload(text)
+    except SpiffeError:
+        pass
+    if "*" in text:
+        raise SpiffeError(f"{_shown(text)} is a wildcard: a certificate is for one workload")
+    guess = text.lower().removesuffix(".")
+    valid = guess != text and all(_LABEL.fullmatch(label) for label in guess.split("."))
+    raise SpiffeError(f"{_shown(text)} is no DNS name" + (f"; write {guess}" if valid else ""))
+
+
+def path(text: str) -> str:
+    """`text` if it is the path of a workload's SPIFFE id, as `/ns/shop/sa/cart`. Raises SpiffeError."""
+    if not text.startswith("/"):
+        raise SpiffeError(f"{_shown(text)} is no path: it starts with a slash, as /ns/shop/sa/cart")
+    # The length is that of the whole id, which the trust domain is part of.
+    if len(text) > MAX_ID:
+        raise SpiffeError(f"a SPIFFE id has at most {MAX_ID} bytes")
+    return _path(text)
+
+
 def _path(text: str) -> str:
     if not text:
         return ""

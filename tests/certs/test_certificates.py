@@ -11,8 +11,9 @@ from cryptography import x509
 from cryptography.x509 import verification
 from kit.certs import Forge, openssl, pem
 
-from fastmesh.certs import authority
+from fastmesh.certs import authority, keys, spiffe, templates
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, KEY, Layout
+from fastmesh.certs.templates import Signer
 
 DAY = 86400
 
@@ -50,7 +51,7 @@ def test_the_leaf(svc: Path) -> None:
     assert extension(text, "Subject Key Identifier")[1] != extension(issuer, "Subject Key Identifier")[1]
 
 
-@pytest.mark.parametrize(("entry", "length", "own_issuer"), [("root", 1, True), ("issuer", 0, False)])
+@pytest.mark.parametrize(("entry", "length", "own_issuer"), [("root", 2, True), ("issuer", 0, False)])
 def test_the_authorities(ca: Path, entry: str, length: int, own_issuer: bool) -> None:
     text = text_of(ca / "ca" / entry / CERTIFICATE)
     assert extension(text, "Basic Constraints") == (True, f"CA:TRUE, pathlen:{length}")
@@ -116,16 +117,12 @@ def test_a_second_verifier_agrees(svc: Path) -> None:
 def test_the_issuer_cannot_make_another_authority(ca: Path, tmp_path: Path) -> None:
     """Path length 0: what a stolen issuing key signs as a CA is worth nothing."""
     forge = Forge(ca)
-    below = authority._new_key()
+    below = keys.new()
     now = int(time.time())
-    middle = authority._make_ca(below, (forge.issuer, forge.issuer_key), "mesh.local", now - 60, now + DAY)
-    leaf = authority._make_leaf(
-        authority._new_key(),
-        authority._Issuer("mesh.local", middle, below, pem(middle), forge.bundle),
-        authority.spiffe.workload_id("mesh.local", "svc-a"),
-        now,
-        3600,
-    )
+    above = Signer(forge.issuer, forge.issuer_key)
+    middle = templates.issuer(below.public_key(), above, "mesh.local", now - 60, now + DAY)
+    names = templates.Names("svc-a", spiffe.workload_id("mesh.local", "svc-a"), ["svc-a"])
+    leaf = templates.leaf(keys.new().public_key(), Signer(middle, below), names, now - 20, now + 3600)
     (tmp_path / "chain").write_text(pem(leaf) + pem(middle) + pem(forge.issuer))
     said = openssl(
         "verify",

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from kit.certs import Forge, command, environment, in_child, plain
 
-from fastmesh.certs import authority
+from fastmesh.certs import authority, signer
 from fastmesh.certs.store import CERTIFICATE, KEY, load_identity
 from fastmesh.cli import main
 
@@ -67,7 +67,7 @@ def test_ttl(ca: Path, ttl: str, seconds: int) -> None:
 
 def test_a_certificate_that_ends_with_its_issuer_says_so(tmp_path: Path) -> None:
     pki = tmp_path / "pki"
-    authority.create(pki, "mesh.local", now=time.time() - authority.ISSUER_LIFE + 3600)
+    authority.create(pki, "mesh.local", now=time.time() - signer.ISSUER_LIFE + 3600)
     issued = run("issue", "svc-a", "--pki", pki)
     assert issued.exit_code == 0
     assert re.fullmatch(
@@ -77,7 +77,7 @@ def test_a_certificate_that_ends_with_its_issuer_says_so(tmp_path: Path) -> None
 
 def test_an_expired_issuer(tmp_path: Path) -> None:
     pki = tmp_path / "pki"
-    authority.create(pki, "mesh.local", now=time.time() - authority.ISSUER_LIFE - 3600)
+    authority.create(pki, "mesh.local", now=time.time() - signer.ISSUER_LIFE - 3600)
     issued = run("issue", "svc-a", "--pki", pki)
     assert issued.exit_code == 5
     assert issued.stderr.startswith("error: the issuing CA ended at ")

@@ -1,4 +1,4 @@
-"""Killed, or refused by the system, at every single step of `init` and `issue`.
+"""Killed, or refused by the system, at every single step of every command that writes.
 
 Each test runs the same work again and again; in run N the N-th system call that changes the directory is the
 last one (SIGKILL before it, or in the middle of a write) or fails. So every moment between two writes is met,
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import pytest
 from kit.certs import fastmesh
 from kit.limits import scaled, wait_until
 
-from fastmesh.certs import authority, record
+from fastmesh.certs import authority, bundle, keys, proof, record, revocation, rotation
 from fastmesh.certs.store import Layout, PkiError, load_identity
 
 CHANGES = (
@@ -224,6 +225,170 @@ def test_issue_refused_at_every_step(
         if failed is None and refused > 15:
             break
     assert refused > 15
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+@dataclass(frozen=True)
+class Change:
+    """A command, what has to be done before it, and how to see that it is done."""
+
+    prepare: Callable[[Path], object]
+    work: Callable[[Path], object]
+    done: Callable[[Path], bool]
+
+
+WORKLOADS = ("svc-a", "svc-b")
+OTHER = "other.example"
+
+
+def federate(pki: Path) -> object:
+    return bundle.federate(pki, {OTHER: pki.parent / "other.pem"}, [])
+
+
+def to_switch(pki: Path) -> None:
+    rotation.introduce(pki)
+
+
+def to_retire(pki: Path) -> None:
+    rotation.introduce(pki)
+    rotation.switch(pki)
+    # Issued with the cross certificate; those from before are expired or revoked when retiring is allowed.
+    for name in WORKLOADS:
+        authority.renew(pki, name)
+
+
+def step_is(pki: Path, step: str) -> bool:
+    at = rotation.state(pki)
+    return at is not None and (at.step, at.done) == (step, True)
+
+
+def identities(pki: Path) -> list[Any]:
+    return [load_identity(pki, name) for name in WORKLOADS]
+
+
+CHANGES_OF_TRUST = {
+    "revoke": Change(
+        lambda pki: authority.issue(pki, "svc-x"),
+        lambda pki: revocation.revoke(pki, ["svc-x"]),
+        lambda pki: all(len(one.revoked) == 1 for one in identities(pki)),
+    ),
+    "federate": Change(
+        lambda pki: None,
+        federate,
+        lambda pki: all(list(one.federated) == [OTHER] for one in identities(pki)),
+    ),
+    "unfederate": Change(
+        federate,
+        lambda pki: bundle.federate(pki, {}, [OTHER]) if bundle.federated(pki) else federate_again(pki),
+        lambda pki: all(not one.federated for one in identities(pki)),
+    ),
+    "rotate-issuer": Change(
+        lambda pki: None,
+        rotation.rotate_issuer,
+        lambda pki: sum(one.kind == "issuer" for one in record.read(Layout(pki).record)[0]) >= 2,
+    ),
+    "introduce": Change(
+        lambda pki: None,
+        rotation.introduce,
+        lambda pki: (
+            step_is(pki, "introduce") and all(one.bundle.count("BEGIN") == 2 for one in identities(pki))
+        ),
+    ),
+    "switch": Change(to_switch, rotation.switch, lambda pki: step_is(pki, "switch")),
+    "retire": Change(
+        to_retire,
+        lambda pki: rotation.retire(pki, force=True),
+        lambda pki: (
+            rotation.state(pki) is None
+            and sorted(path.name for path in (pki / "ca").iterdir())
+            == ["authority.json", "bundle.pem", "issued.jsonl", "issuer", "root", "sequence.json"]
+            and all(one.certificate.count("BEGIN") == 2 for one in identities(pki))
+            and all(one.bundle.count("BEGIN") == 1 for one in identities(pki))
+        ),
+    ),
+    "renew": Change(lambda pki: None, lambda pki: authority.renew(pki, "svc-a"), lambda pki: True),
+    "issue --csr": Change(
+        lambda pki: None,
+        lambda pki: authority.issue(pki, "svc-c", public=keys.new().public_key()),
+        lambda pki: (pki / "workloads/svc-c/certificate.pem").exists(),
+    ),
+}
+
+
+def federate_again(pki: Path) -> None:
+    """A kill after the file was removed: what is left to do is done by the next change of trust."""
+    federate(pki)
+    bundle.federate(pki, {}, [OTHER])
+
+
+@pytest.fixture
+def prepared(ca: Path, request: pytest.FixtureRequest) -> tuple[Path, Change]:
+    change = CHANGES_OF_TRUST[request.param]
+    authority.create(ca.parent / "other", OTHER)
+    (ca.parent / "other.pem").write_text(bundle.read(ca.parent / "other"))
+    for name in WORKLOADS:
+        authority.issue(ca, name)
+    change.prepare(ca)
+    return ca, change
+
+
+def sound(pki: Path) -> None:
+    """Every workload is who it says, is on record, and is believed by the other with what that trusts now."""
+    known = {entry.serial for entry in record.read(Layout(pki).record)[0]}
+    first, second = identities(pki)
+    for name in WORKLOADS:
+        assert serial_in_use(pki, name)[:32] in known
+    for one, other in ((first, second), (second, first)):
+        if one.bundle != other.bundle or one.certificate.count("BEGIN") > 2:
+            labels = proof.Labels("certificate", "key", "bundle")
+            proof.prove(one.certificate, one.key, other.bundle, time.time(), labels)
+
+
+def settled(pki: Path, change: Change) -> None:
+    sound(pki)
+    assert change.done(pki)
+    assert sorted(path.name for path in pki.iterdir()) == [".fastmesh-lock", "ca", "workloads"]
+    for path in (pki / "workloads").iterdir():
+        # What a killed writer left goes with the next version, of which there may have been none.
+        assert len(list(path.glob(".v-*"))) <= 2
+
+
+@pytest.mark.parametrize("prepared", CHANGES_OF_TRUST, indirect=True)
+def test_a_change_killed_at_every_step(prepared: tuple[Path, Change]) -> None:
+    """After each kill everybody is still believed by everybody, and the same command finishes the work."""
+    start, change = prepared
+    for at in steps():
+        pki = start.parent / f"killed{at}"
+        shutil.copytree(start, pki, symlinks=True)
+        if not killed_at(at, lambda pki=pki: change.work(pki)):  # type: ignore[misc]
+            settled(pki, change)
+            break
+        sound(pki)
+        change.work(pki)
+        settled(pki, change)
+        shutil.rmtree(pki)
+    assert at > 15, "the steps are counted at all"
+
+
+@pytest.mark.parametrize("prepared", CHANGES_OF_TRUST, indirect=True)
+def test_a_change_on_a_full_disk(prepared: tuple[Path, Change], monkeypatch: pytest.MonkeyPatch) -> None:
+    start, change = prepared
+    refused = 0
+    for at in range(1, MOST, 4):
+        pki = start.parent / f"refused{at}"
+        shutil.copytree(start, pki, symlinks=True)
+        failed = REFUSALS["disk full"].during(at, monkeypatch, lambda pki=pki: change.work(pki))  # type: ignore[misc]
+        sound(pki)
+        if failed is None:
+            settled(pki, change)
+            break
+        refused += 1
+        assert os.strerror(errno.ENOSPC) in failed
+        assert "\n" not in failed
+        change.work(pki)
+        settled(pki, change)
+        shutil.rmtree(pki)
+    assert refused > 3
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)

@@ -23,7 +23,7 @@ def test_the_leaf_is_good_in_its_first_and_last_second(ca: Path) -> None:
     made = authority.issue(ca, "svc-a", 60)
     for moment in (made.not_before, made.not_after - 0.5, made.not_after):
         assert load_identity(ca, "svc-a", now=moment).not_after == made.not_after
-    with pytest.raises(PkiError, match=r"certificate.*is valid from .* only"):
+    with pytest.raises(PkiError, match=r"is valid from .* only"):
         load_identity(ca, "svc-a", now=made.not_before - 1)
     with pytest.raises(PkiError, match=r"certificate.*expired at .*; run: fastmesh certs issue svc-a"):
         load_identity(ca, "svc-a", now=made.not_after + 0.5)
