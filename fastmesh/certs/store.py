@@ -198,7 +198,7 @@ def read_federated(text: str | None, where: str, own: str) -> dict[str, str]:
     try:
         found = json.loads(text)
         result = {spiffe.trust_domain(domain): found[domain] for domain in sorted(found)}
-        if not isinstance(found, dict) or not all(type(roots) is str for roots in result.values()):
+        if type(found) is not dict or not all(type(roots) is str for roots in result.values()):
             raise TypeError
     except (ValueError, LookupError, TypeError, RecursionError):
         raise PkiError(f"{where} is damaged") from None

@@ -9,7 +9,7 @@ import pytest
 from kit.certs import command, environment
 from kit.limits import DEADLINE
 
-from fastmesh.certs import record
+from fastmesh.certs import authority, record, rotation
 from fastmesh.certs.store import Layout, load_identity
 
 AT_ONCE = 20
@@ -67,6 +67,72 @@ def test_many_names_in_each_of_several_commands(ca: Path) -> None:
     assert all(len(out.splitlines()) == len(names) for _, out, _ in ended)
     for name in names:
         load_identity(ca, name)
+
+
+def test_every_command_at_once(ca: Path, tmp_path: Path) -> None:
+    """Of all kinds, twenty: each does its work, and everybody ends with the same trust."""
+    authority.create(tmp_path / "other", "other.example")
+    names = [f"svc-{number}" for number in range(4)]
+    for name in (*names, "doomed"):
+        authority.issue(ca, name)
+    others = f"other.example={tmp_path / 'other/ca/bundle.pem'}"
+    work = [
+        *(["renew", name] for name in names),
+        *(["renew", "--all"] for _ in range(2)),
+        *(["issue", name] for name in names),
+        *(["issue", f"new-{number}"] for number in range(3)),
+        *(["rotate-issuer"] for _ in range(2)),
+        ["revoke", "doomed"],
+        ["bundle", "--federate", others],
+        *(["rotate-root", "introduce"] for _ in range(2)),
+        ["list"],
+    ]
+    assert len(work) == AT_ONCE
+    ended = together([command("certs", *one, "--pki", ca) for one in work])
+    # `renew --all` leaves the revoked one out with a remark.
+    assert [(one, code, err) for one, (code, _, err) in zip(work, ended, strict=True) if code] == []
+    entries, damaged = record.read(Layout(ca).record)
+    assert not damaged
+    assert sorted(entry.kind for entry in entries if entry.kind != "workload") == [
+        "cross",
+        "issuer",
+        "issuer",
+        "issuer",
+        "root",
+        "root",
+    ]
+    known = {entry.serial for entry in entries}
+    assert len(known) == len(entries)
+    found = [load_identity(ca, name) for name in (*names, "new-0", "new-1", "new-2")]
+    doomed = {entry.serial for entry in entries if entry.workload == "doomed"}
+    for one in found:
+        assert list(one.federated) == ["other.example"]
+        assert one.revoked
+        assert set(one.revoked) <= doomed
+        assert one.bundle == (ca / "ca/bundle.pem").read_text()
+        assert one.bundle.count("BEGIN") == 2
+    assert len({one.revoked for one in found}) == 1
+    assert not list(ca.glob(".fastmesh-new-*"))
+
+
+@pytest.mark.parametrize("step", ["introduce", "switch", "retire"])
+def test_a_step_of_the_root_five_times_at_once(ca: Path, step: str) -> None:
+    """One does it, the others find it done."""
+    authority.issue(ca, "svc-a", 10)
+    if step != "introduce":
+        rotation.introduce(ca)
+    if step == "retire":
+        rotation.switch(ca)
+        authority.renew(ca, "svc-a")
+    options = ["--force"] if step == "retire" else []
+    ended = together([command("certs", "rotate-root", step, *options, "--pki", ca) for _ in range(5)])
+    assert [code for code, _, _ in ended] == [0] * 5, ended
+    kinds = [entry.kind for entry in record.read(Layout(ca).record)[0]]
+    assert kinds.count("root") == 2
+    assert kinds.count("issuer") == (1 if step == "introduce" else 2)
+    at = rotation.state(ca)
+    assert (at.step if at else "retire") == step
+    load_identity(ca, "svc-a")
 
 
 def test_of_ten_inits_one_wins(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from kit.certs import Forge, plain
 
-from fastmesh.certs import authority
+from fastmesh.certs import authority, rotation
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, KEY, PkiError, load_identity
 
 DAY = 86400
@@ -80,6 +80,36 @@ def test_clocks_that_are_far_off(tmp_path: Path, moment: int) -> None:
         authority.issue(pki, "svc-a", now=moment)
     with pytest.raises(PkiError):
         load_identity(pki, "svc-a", now=moment)
+
+
+@pytest.mark.parametrize("jump", [-DAY, DAY])
+def test_a_clock_that_jumps_a_day(tmp_path: Path, jump: int) -> None:
+    """Every command names the certificate that is not valid then, or does its work; nothing is lost."""
+    pki = tmp_path / "pki"
+    authority.create(pki, "mesh.local", now=NOW)
+    authority.issue(pki, "svc-a", 3600, now=NOW)
+    moment = NOW + jump
+    with pytest.raises(PkiError, match="is valid from" if jump < 0 else "expired at"):
+        load_identity(pki, "svc-a", now=moment)
+    works = (
+        lambda: authority.issue(pki, "svc-b", now=moment),
+        lambda: authority.renew(pki, "svc-a", now=moment),
+        lambda: rotation.rotate_issuer(pki, now=moment),
+        lambda: rotation.introduce(pki, now=moment),
+    )
+    for work in works:
+        if jump < 0:
+            with pytest.raises(PkiError, match=r"is valid from .*; set the clock"):
+                work()
+        else:
+            work()
+    if jump > 0:
+        load_identity(pki, "svc-a", now=moment)
+        rotation.switch(pki, now=moment)
+        load_identity(pki, "svc-a", now=moment)
+    else:
+        load_identity(pki, "svc-a", now=NOW)
+        assert rotation.state(pki) is None
 
 
 @pytest.mark.parametrize("moment", [2524607990, 2524608010 + YEAR])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from kit.certs import Forge, environment, in_child, key_pem, plain
 
 from fastmesh.certs import authority
-from fastmesh.certs.store import BUNDLE, CERTIFICATE, KEY, PkiError, load_identity
+from fastmesh.certs.store import BUNDLE, CERTIFICATE, FEDERATED, KEY, REVOKED, PkiError, load_identity
 
 ID = "spiffe://mesh.local/svc-a"
 
@@ -35,6 +36,9 @@ def test_the_identity(ca: Path, svc: Path) -> None:
     assert made.bundle == (svc / BUNDLE).read_text() == (ca / "ca" / BUNDLE).read_text()
     assert made.spiffe_id == ID
     assert 86400 <= made.not_after - made.not_before <= 86420
+    assert made.issuer_not_after - made.not_before in range(365 * 86400 - 60, 365 * 86400 + 60)
+    assert made.root_not_after - made.not_before in range(3652 * 86400 - 60, 3652 * 86400 + 60)
+    assert (dict(made.federated), made.revoked) == ({}, ())
 
 
 def test_it_is_immutable_and_never_shows_its_key(ca: Path, svc: Path) -> None:
@@ -42,6 +46,8 @@ def test_it_is_immutable_and_never_shows_its_key(ca: Path, svc: Path) -> None:
     assert "PRIVATE" not in f"{made!r}{made}"
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.key = ""  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        made.federated["x"] = ""  # type: ignore[index]
 
 
 def test_a_copy_of_the_directory_is_enough(svc: Path, tmp_path: Path) -> None:
@@ -299,6 +305,46 @@ def test_the_trust_domain_asked_for_counts(ca: Path, svc: Path) -> None:
     assert load_identity(ca, "svc-a", trust_domain="mesh.local").spiffe_id == ID
     with pytest.raises(PkiError, match=f"is of {ID}, not of spiffe://other.local/svc-a"):
         load_identity(ca, "svc-a", trust_domain="other.local")
+
+
+def test_trust_beside_it_in_a_plain_directory(ca: Path, tmp_path: Path) -> None:
+    """A mounted secret with all files is as good as an entry, whoever wrote it."""
+    authority.create(tmp_path / "other", "other.example")
+    root = (tmp_path / "other/ca" / BUNDLE).read_text()
+    plain(
+        tmp_path / "mounted/workloads/svc-a",
+        {
+            **Forge(ca).files([ID]),
+            FEDERATED: json.dumps({"other.example": root}),
+            REVOKED: json.dumps({"revoked": ["ff" * 16, "00" * 16, "ff" * 16]}),
+        },
+    )
+    made = load_identity(tmp_path / "mounted", "svc-a")
+    assert made.federated == {"other.example": root}
+    assert made.revoked == ("00" * 16, "ff" * 16)
+
+
+def test_a_revoked_certificate_of_somebody_else(ca: Path) -> None:
+    """By its serial alone, of any length: who issues the certificates need not be this authority."""
+    home = plain(ca / "workloads/svc-a", Forge(ca).files([ID]))
+    shown = subprocess.run(
+        ["openssl", "x509", "-in", home / CERTIFICATE, "-noout", "-serial"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    serial = f"{int(shown.strip().removeprefix('serial='), 16):032x}"
+    (home / REVOKED).write_text(json.dumps({"revoked": [serial]}))
+    with pytest.raises(PkiError, match=r"was revoked; run: fastmesh certs issue svc-a"):
+        load_identity(ca, "svc-a")
+
+
+def test_the_spiffe_id_asked_for_counts(ca: Path, svc: Path) -> None:
+    assert load_identity(ca, "svc-a", spiffe_id=ID).spiffe_id == ID
+    assert load_identity(ca, "svc-a", trust_domain="x", spiffe_id=ID).spiffe_id == ID
+    for other in ("spiffe://mesh.local/svc-b", "spiffe://other.local/svc-a", "spiffe://mesh.local"):
+        with pytest.raises(PkiError, match=f"is of {ID}, not of {other}"):
+            load_identity(ca, "svc-a", spiffe_id=other)
 
 
 def test_nothing_there_yet(tmp_path: Path, ca: Path) -> None:
