@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fastmesh.certs import files, proof, spiffe, trust
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.certs.keys import UNREADABLE
-from fastmesh.certs.signer import RESTORE, failures, locked
+from fastmesh.certs.signer import RESTORE, failures, locked, present
 from fastmesh.certs.store import Layout, read_trust_domain
 from fastmesh.certs.templates import common_name, end_of, pem, start_of
 
@@ -48,16 +48,17 @@ class Federated:
 def read(pki: Path) -> str:
     """The own bundle in PEM form. Raises PkiError."""
     layout = Layout(pki)
-    with failures(f"the bundle in {pki} cannot be read"), locked(layout):
+    with failures(f"the bundle in {pki} cannot be read"):
         return "".join(map(pem, _roots(layout)))
 
 
 def jwks(pki: Path) -> str:
     """The own bundle as a JWK Set. Raises PkiError."""
     layout = Layout(pki)
-    with failures(f"the bundle in {pki} cannot be read"), locked(layout):
-        number = trust.sequence(layout, files.read_text(layout.bundle))
-        keys = [_jwk(root) for root in _roots(layout)]
+    with failures(f"the bundle in {pki} cannot be read"):
+        text = _text_of(layout)
+        number = trust.sequence(layout, text)
+        keys = [_jwk(root) for root in _parsed(layout, text)]
     return json.dumps(
         {"keys": keys, "spiffe_sequence": number, "spiffe_refresh_hint": REFRESH_HINT}, indent=2
     )
@@ -66,7 +67,8 @@ def jwks(pki: Path) -> str:
 def federated(pki: Path) -> list[Federated]:
     """The other trust domains that are trusted. Raises PkiError."""
     layout = Layout(pki)
-    with failures(f"the bundles in {pki} cannot be read"), locked(layout):
+    with failures(f"the bundles in {pki} cannot be read"):
+        present(layout)
         return _listed(layout)
 
 
@@ -159,10 +161,20 @@ def _text(path: Path) -> str:
 
 
 def _roots(layout: Layout) -> list[x509.Certificate]:
+    return _parsed(layout, _text_of(layout))
+
+
+def _text_of(layout: Layout) -> str:
+    present(layout)
     try:
-        return parse(files.read_text(layout.bundle), str(layout.bundle))
+        return files.read_text(layout.bundle)
     except FileNotFoundError:
         raise PkiError(f"{layout.bundle} is missing", RESTORE) from None
+
+
+def _parsed(layout: Layout, text: str) -> list[x509.Certificate]:
+    try:
+        return parse(text, str(layout.bundle))
     except PkiError as error:
         raise PkiError(error.problem, RESTORE) from None
 

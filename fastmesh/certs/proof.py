@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which `ssl` has no name for.
 _NO_CHECK_TIME: Final = 0x200000
+# The extension in DER (RFC 5280 section 4.2.1.3): its id, perhaps "critical", a BIT STRING in an OCTET
+# STRING. What looks like it elsewhere in a certificate can only have it refused.
+_KEY_USAGE: Final = re.compile(rb"\x06\x03\x55\x1d\x0f(?:\x01\x01.)?\x04.\x03..(.)", re.DOTALL)
 _MAX_FLIGHTS: Final = 20
 _PLACE: Final = re.compile(r"^\[[^\]]*\] | ?\(_ssl\.c:[0-9]+\)$")
 
@@ -79,6 +82,12 @@ def prove(certificate: str, key: str, bundle: str, now: float, labels: Labels) -
     in_time = [ca for ca in issuers if ca.not_before <= now <= ca.not_after]
     if _is_ca(chain[0], labels.certificate):
         raise PkiError(f"the first certificate in {labels.certificate} is a CA's, not a workload's")
+    if _signs(chain[0]):
+        # X.509-SVID standard, section 5.2. OpenSSL lets it pass as long as it is no CA.
+        raise PkiError(
+            f"the certificate in {labels.certificate} is no X.509-SVID: its key usage allows to sign "
+            "certificates"
+        )
     roots = [_ca(pem, labels.bundle) for pem in certificates(bundle, labels.bundle)]
     valid = [root for root in roots if root.not_before <= now <= root.not_after]
     if not valid:
@@ -159,6 +168,15 @@ def _context(pem: str, where: str) -> ssl.SSLContext:
 
 def _is_ca(pem: str, where: str) -> bool:
     return _context(pem, where).cert_store_stats()["x509_ca"] > 0
+
+
+def _signs(pem: str) -> bool:
+    """Whether the key usage has keyCertSign or cRLSign, which `ssl` does not tell."""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(pem)
+    except ValueError:
+        return False  # the handshake says what is wrong with it
+    return any(bits[0] & 0x06 for bits in _KEY_USAGE.findall(der))
 
 
 def _ca(pem: str, where: str) -> _Ca:

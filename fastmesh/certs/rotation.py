@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from fastmesh.certs.signer import (
     certificate,
     failures,
     locked,
+    present,
     read_facts,
     read_root,
 )
@@ -73,14 +74,15 @@ class Rotated:
 class Opening:
     """How to open the key of a root: its passphrase, and where it is kept if not in its entry."""
 
-    passphrase: str | None = None
+    passphrase: str | None = field(default=None, repr=False)
     key_file: Path | None = None
 
 
 def state(pki: Path) -> State | None:
     """How far the replacement of the root is; None when there is none. Raises PkiError."""
     layout = Layout(pki)
-    with failures(f"the authority in {pki} cannot be read"), locked(layout):
+    with failures(f"the authority in {pki} cannot be read"):
+        present(layout)
         return _state(layout)
 
 

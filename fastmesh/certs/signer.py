@@ -133,13 +133,18 @@ def certificate(text: str, where: str, remedy: str | None = RESTORE) -> x509.Cer
     return found
 
 
-@contextlib.contextmanager
-def locked(layout: Layout) -> Iterator[None]:
-    """The lock of a directory that has an authority: without one there is not even a lock to be made."""
+def present(layout: Layout) -> None:
+    """Raises PkiError when the directory has no authority."""
     if not layout.ca.is_dir():
         raise PkiError(
             f"there is no certificate authority in {layout.pki}", f"run: {command('init', '', layout.pki)}"
         )
+
+
+@contextlib.contextmanager
+def locked(layout: Layout) -> Iterator[None]:
+    """The lock of a directory that has an authority: without one there is not even a lock to be made."""
+    present(layout)
     with files.lock(layout.pki):
         yield
 

@@ -9,6 +9,7 @@ there, because what an entry holds is compared, not remembered.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,19 +68,37 @@ class Trust:
 
 
 def read(layout: Layout, now: float | None = None) -> Trust:
-    """What the authority's files say. Raises PkiError; OSError as the system gave it."""
+    """What the authority's files say. Raises PkiError, in particular when one is damaged, as it would break
+    every workload; OSError as the system gave it."""
     moment = time.time() if now is None else now
     serials = sorted(one.serial for one in read_denied(layout) if not _is_over(one, moment))
-    return Trust(files.read_text(layout.bundle), read_federated(layout), tuple(serials))
+    bundle, others = files.read_text(layout.bundle), read_federated(layout)
+    try:
+        proof.check_roots(bundle, str(layout.bundle))
+        for domain, roots in others.items():
+            proof.check_roots(roots, str(layout.federated / f"{domain}.pem"))
+    except PkiError as error:
+        raise PkiError(error.problem, RESTORE) from None
+    return Trust(bundle, others, tuple(serials))
 
 
 def read_federated(layout: Layout) -> dict[str, str]:
-    """The roots of other trust domains, by name."""
+    """The roots of other trust domains, by name. Raises PkiError for a file that is called after none."""
     try:
-        paths = sorted(layout.federated.iterdir())
+        paths = sorted(path for path in layout.federated.iterdir() if path.name.endswith(".pem"))
     except FileNotFoundError:
         return {}
-    return {path.name.removesuffix(".pem"): files.read_text(path) for path in paths if path.suffix == ".pem"}
+    found = {}
+    for path in paths:
+        domain = path.name.removesuffix(".pem")
+        try:
+            if spiffe.trust_domain(domain) == read_trust_domain(layout):
+                raise PkiError(f"{path} is called after this authority's own trust domain", "remove it")
+        except spiffe.SpiffeError:
+            raise PkiError(f"{path} is not called after a trust domain", "remove it") from None
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found[domain] = files.read_text(path)
+    return found
 
 
 def read_denied(layout: Layout) -> list[Denied]:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 from kit.certs import Forge, openssl, plain
 
-from fastmesh.certs import authority, bundle, keys, rotation, trust
+from fastmesh.certs import authority, bundle, keys, revocation, rotation, trust
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, FEDERATED, Layout, PkiError, load_identity
 from fastmesh.cli import main
 
@@ -206,6 +206,45 @@ def test_a_damaged_entry(ca: Path, text: str, said: str) -> None:
     (home / FEDERATED).write_text(text)
     with pytest.raises(PkiError, match=said):
         load_identity(ca, "svc-a")
+
+
+def test_what_is_damaged_in_the_authority_is_not_published(ca: Path, other: Path, tmp_path: Path) -> None:
+    """One broken file there must not break every workload."""
+    authority.issue(ca, "svc-a")
+    authority.issue(ca, "svc-b")
+    bundle.federate(ca, {OTHER: other / "ca" / BUNDLE}, [])
+    before = load_identity(ca, "svc-a")
+    good = (ca / "ca" / BUNDLE).read_text()
+    for path, text, said in (
+        ("ca/bundle.pem", good[:300], r"ca/bundle\.pem holds no certificate"),
+        ("ca/federated/other.example.pem", "", r"federated/other\.example\.pem holds no certificate"),
+        ("ca/federated/OTHER.pem", good, "is not called after a trust domain; remove it"),
+        ("ca/federated/mesh.local.pem", good, "is called after this authority's own trust domain; remove it"),
+    ):
+        saved = (ca / path).read_text() if (ca / path).exists() else None
+        (ca / path).write_text(text)
+        with pytest.raises(PkiError, match=said):
+            revocation.revoke(ca, ["svc-b"])
+        assert load_identity(ca, "svc-a") == before
+        if saved is None:
+            (ca / path).unlink()
+        else:
+            (ca / path).write_text(saved)
+    revocation.revoke(ca, ["svc-b"])
+    load_identity(ca, "svc-a")
+
+
+def test_reading_needs_no_right_to_write(ca: Path) -> None:
+    (ca / ".fastmesh-lock").unlink()
+    for args in (
+        ["bundle"],
+        ["bundle", "--format", "jwks"],
+        ["bundle", "--federated"],
+        ["rotate-root"],
+        ["list"],
+    ):
+        assert run(*args, "--pki", ca).exit_code == 0
+    assert not (ca / ".fastmesh-lock").exists()
 
 
 def test_openssl_reads_what_is_printed(ca: Path, tmp_path: Path) -> None:

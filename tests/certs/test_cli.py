@@ -20,6 +20,27 @@ from fastmesh.cli import main
 WHEN = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
 
 
+# Of every command, one that is complete.
+COMMANDS = {
+    "init": ["init"],
+    "issue": ["issue", "svc-a"],
+    "list": ["list"],
+    "show": ["show", "svc-a"],
+    "renew": ["renew", "svc-a"],
+    "renew all": ["renew", "--all"],
+    "revoke": ["revoke", "svc-a"],
+    "bundle": ["bundle"],
+    "jwks": ["bundle", "--format", "jwks"],
+    "federated": ["bundle", "--federated"],
+    "unfederate": ["bundle", "--unfederate", "other.example"],
+    "rotate-issuer": ["rotate-issuer"],
+    "rotate-root": ["rotate-root"],
+    "introduce": ["rotate-root", "introduce"],
+    "switch": ["rotate-root", "switch"],
+    "retire": ["rotate-root", "retire"],
+}
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -153,7 +174,14 @@ def test_bad_names_are_refused_before_the_first_is_issued(ca: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["init", "--help"], ["issue", "-h"], ["list", "-h"], ["show", "-h"]]
+    "args",
+    [
+        ["--help"],
+        ["init", "--help"],
+        *([name, "-h"] for name in ("issue", "list", "show", "verify", "renew", "revoke", "bundle")),
+        ["rotate-issuer", "-h"],
+        *(["rotate-root", *step, "-h"] for step in ([], ["introduce"], ["switch"], ["retire"])),
+    ],
 )
 def test_help(args: list[str]) -> None:
     result = run(*args)
@@ -238,13 +266,12 @@ def test_show_explains_what_cannot_be_used(ca: Path) -> None:
     "path",
     ["/dev/null", "/dev/null/pki", "/proc/pki", "x" * 300, "file", "pki\nline", "-pki", "loop/pki"],
 )
-@pytest.mark.parametrize("name", ["init", "issue", "list", "show"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_directories_that_cannot_be(here: Path, name: str, path: str) -> None:
     """Every one is a sentence; odd names that can be a directory are one."""
     (here / "file").write_text("")
     (here / "loop").symlink_to("loop")
-    names = ["svc-a"] if name in ("issue", "show") else []
-    result = run(name, *names, f"--pki={path}")
+    result = run(*COMMANDS[name], f"--pki={path}")
     if name == "init" and path in ("pki\nline", "-pki"):
         assert result.exit_code == 0
     else:
@@ -267,7 +294,7 @@ def test_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-@pytest.mark.parametrize("args", [["init"], ["issue", "svc-a"], ["list"], ["show", "svc-a"]])
+@pytest.mark.parametrize("args", COMMANDS.values(), ids=COMMANDS)
 def test_a_directory_of_somebody_else(ca: Path, args: list[str]) -> None:
     authority.issue(ca, "svc-a")
 
@@ -283,12 +310,25 @@ def test_a_directory_of_somebody_else(ca: Path, args: list[str]) -> None:
     assert "Permission denied" in said
 
 
-@pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["show", "svc-a"], ["issue", "svc-b"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["list"],
+        ["list", "--json"],
+        ["show", "svc-a"],
+        ["issue", "svc-b"],
+        ["verify", "pki/workloads/svc-a"],
+        ["bundle"],
+        ["bundle", "--format", "jwks"],
+        ["rotate-root", "introduce"],
+    ],
+)
 def test_output_that_cannot_be_written(ca: Path, args: list[str]) -> None:
     authority.issue(ca, "svc-a")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command("certs", *args, "--pki", ca),
+            cwd=ca.parent,
             env=environment(),
             stdout=full,
             stderr=subprocess.PIPE,

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from kit.certs import Forge, environment, in_child, key_pem, plain
+from kit.certs import Forge, environment, in_child, key_pem, pem, plain
 
 from fastmesh.certs import authority
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, FEDERATED, KEY, REVOKED, PkiError, load_identity
@@ -259,6 +261,28 @@ def test_certificates_that_prove_something_else(
         load_identity(ca, "svc-a")
     assert said in str(caught.value)
     assert "run: fastmesh certs issue svc-a --pki" in str(caught.value)
+
+
+@pytest.mark.parametrize(("certificate", "crl"), [(True, False), (False, True)])
+@pytest.mark.parametrize("critical", [True, False])
+def test_a_leaf_that_may_sign(ca: Path, certificate: bool, crl: bool, critical: bool) -> None:
+    """X.509-SVID, 5.2. No CA, but with a CA's key usage: OpenSSL alone lets it pass."""
+    forge = Forge(ca)
+    found = forge.files([ID])
+    leaf = x509.load_pem_x509_certificates(found[CERTIFICATE].encode())[0]
+    builder = x509.CertificateBuilder(
+        leaf.issuer, leaf.subject, leaf.public_key(), 1, leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    )
+    usage = x509.KeyUsage(True, False, False, False, False, certificate, crl, False, False)
+    for extension in leaf.extensions:
+        special = isinstance(extension.value, x509.KeyUsage)
+        builder = builder.add_extension(
+            usage if special else extension.value, critical if special else extension.critical
+        )
+    made = builder.sign(forge.issuer_key, hashes.SHA256())
+    plain(ca / "workloads/svc-a", {**found, CERTIFICATE: pem(made) + pem(forge.issuer)})
+    with pytest.raises(PkiError, match="its key usage allows to sign certificates"):
+        load_identity(ca, "svc-a")
 
 
 def test_the_key_of_another_certificate(ca: Path) -> None:
