@@ -11,7 +11,24 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # What a Debian system without any choice of packages has (bash, coreutils, grep), what one needs to begin
 # with (make, pip), and what `make build` leaves.
-BASE = {"cat", "cd", "cp", "echo", "grep", "kill", "make", "mkdir", "pip", "python3", "wait", ".", "fastmesh"}
+BASE = {
+    *[
+        "cat",
+        "cd",
+        "cp",
+        "echo",
+        "grep",
+        "kill",
+        "make",
+        "mkdir",
+        "mv",
+        "pip",
+        "python3",
+        "wait",
+        ".",
+        "fastmesh",
+    ]
+}
 
 
 def installed() -> set[str]:
