@@ -23,7 +23,11 @@ from setuptools import Extension, setup
 
 MODES = ("release", "debug", "asan", "trace", "none")
 # pkg-config name -> (version floor, the Debian package that brings it)
-LIBRARIES = {"openssl": ("3.0", "libssl-dev"), "libnghttp2": ("1.43", "libnghttp2-dev")}
+LIBRARIES = {
+    "openssl": ("3.0", "libssl-dev"),
+    "libnghttp2": ("1.43", "libnghttp2-dev"),
+    "libpcre2-8": ("10.34", "libpcre2-dev"),
+}
 
 
 def fail(text: str) -> NoReturn:
