@@ -12,6 +12,8 @@ SERVICE_COUNTERS: Final[tuple[tuple[str, Literal["counter", "gauge"], str, dict[
 REASONS: Final[tuple[tuple[str, str, int, str], ...]]
 # Upper bounds of the latency histogram in seconds, without the last (infinite) one.
 LATENCY_BOUNDS: Final[tuple[float, ...]]
+# What is counted for each rule of `allow` and `deny`.
+DECISIONS: Final[tuple[str, ...]]
 
 class Area:
     """Counters and access log rings in memory shared by the processes of one sidecar."""
@@ -19,8 +21,9 @@ class Area:
     fd: int
     workers: int
     services: int
+    rules: int
     @staticmethod
-    def create(workers: int, services: int = 1024) -> Area: ...
+    def create(workers: int, services: int = 1024, rules: int = 4096) -> Area: ...
     @staticmethod
     def attach(fd: int) -> Area: ...
     def worker_counters(self, slot: int) -> list[int]:
@@ -34,6 +37,9 @@ class Area:
 
     def service_latency(self, slot: int, service: int) -> tuple[list[int], float]:
         """Non-cumulative bucket counts (one more than LATENCY_BOUNDS) and the sum in seconds."""
+
+    def rule_counters(self, slot: int, rule: int) -> list[int]:
+        """The values of a rule's row in a worker slot, aligned with DECISIONS."""
 
     def log_read(self, slot: int, limit: int = 1000) -> list[dict[str, object]]:
         """Take up to `limit` access log records out of a slot's ring, oldest first."""
@@ -59,6 +65,12 @@ class Worker:
 
     def close(self) -> dict[str, int]:
         """Free everything. Returns the balance counters: all zero when nothing leaked."""
+
+def regex_error(pattern: str) -> tuple[str, int] | None:
+    """What is wrong with a regex of a rule, and at which of its bytes; None: nothing."""
+
+def normalize_path(path: str, keep_slashes: bool = False) -> str | None:
+    """A path without its query in the form that rules compare and endpoints get; None: it is refused."""
 
 def set_title(title: str) -> None:
     """Set the title of this process as ps shows it."""

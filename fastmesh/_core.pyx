@@ -32,10 +32,13 @@ from fastmesh.core.sys.posix cimport (
     setsockopt,
 )
 from fastmesh.core.traffic.counters cimport (
-    AREA_MAGIC, AreaHeader, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, S_COUNT,
-    ServiceRow, WorkerRow, area_ring, area_service, area_slot_bytes, area_worker, latency_bound_us,
+    AREA_MAGIC, A_COUNT, AreaHeader, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, RuleRow, S_COUNT,
+    ServiceRow, WorkerRow, area_ring, area_rule, area_service, area_slot_bytes, area_worker, latency_bound_us,
 )
+from fastmesh.core.traffic.policy cimport NO_VERDICT, ALLOWED, DENIED, policy_compile
+from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_error_message
 from fastmesh.core.traffic.snapshot cimport ListenerConf, Snapshot
+from fastmesh.core.wire.path cimport path_normalise
 
 import json
 import os
@@ -81,6 +84,7 @@ COUNTERS = (
     ("tls_failed_total", "counter", "TLS handshakes that failed.", {"side": "upstream"}),
     ("tunnels_total", "counter", "Opaque tunnels opened.", {}),
     ("detect_timeouts_total", "counter", "Connections whose protocol could not be told in time.", {}),
+    ("regex_limits_total", "counter", "Regexes of rules that hit their limit: no match to allow, one to deny.", {}),
     ("impossible_total", "counter", "States that the code excludes: a defect if not 0.", {}),
     ("snapshot", "gauge", "Number of the configuration snapshot in force.", {}),
 )
@@ -103,6 +107,11 @@ SERVICE_COUNTERS = (
     ("requests_active", "gauge", "Requests and tunnels under way.", {}),
 )
 
+# The decisions that are counted for each rule, in the order of enum RuleCounter.
+DECISIONS = ("allow", "deny", "audit")
+_VERDICTS = {NO_VERDICT: None, ALLOWED: "allow", DENIED: "deny"}
+
+assert len(DECISIONS) == A_COUNT
 assert len(COUNTERS) == K_COUNT and len(SERVICE_COUNTERS) == S_COUNT
 
 
@@ -123,12 +132,12 @@ cdef class Area:
             os.close(self.fd)
 
     @staticmethod
-    def create(int workers, int services=1024):
+    def create(int workers, int services=1024, int rules=4096):
         cdef Area self = Area.__new__(Area)
-        cdef size_t slot = area_slot_bytes(services)
+        cdef size_t slot = area_slot_bytes(services, rules)
         cdef size_t size = 4096 + workers * slot
         cdef bytes keys = os.urandom(80)
-        if workers < 1 or services < 1:
+        if workers < 1 or services < 1 or rules < 0:
             raise ValueError("an area needs at least one worker and one service")
         self.fd = memfd_create(b"fastmesh-area", MFD_CLOEXEC)
         if self.fd < 0:
@@ -138,6 +147,7 @@ cdef class Area:
         self.header.magic = AREA_MAGIC
         self.header.workers = workers
         self.header.services = services
+        self.header.rules = rules
         self.header.slot_bytes = slot
         self.header.size = size
         memcpy(self.header.ticket_keys, <char *>keys, 80)
@@ -172,6 +182,10 @@ cdef class Area:
     def services(self):
         return self.header.services
 
+    @property
+    def rules(self):
+        return self.header.rules
+
     cdef int _check(self, int slot, int service) except -1:
         if not 0 <= slot < <int>self.header.workers or not 0 <= service < <int>self.header.services:
             raise IndexError("no such slot")
@@ -196,6 +210,13 @@ cdef class Area:
         self._check(slot, service)
         cdef ServiceRow *row = area_service(self.header, slot, service)
         return [row.latency[i] for i in range(LATENCY_BUCKETS)], row.latency_sum_us / 1e6
+
+    def rule_counters(self, int slot, int rule):
+        self._check(slot, 0)
+        if not 0 <= rule < <int>self.header.rules:
+            raise IndexError("no such slot")
+        cdef RuleRow *row = area_rule(self.header, slot, rule)
+        return [row.counters[i] for i in range(A_COUNT)]
 
     def log_dropped(self, int slot):
         self._check(slot, 0)
@@ -235,7 +256,7 @@ cdef dict _record(int slot, LogRecord *rec, bytes raw):
     cdef list texts = []
     cdef size_t at = sizeof(LogRecord)
     for n in (rec.listener_len, rec.service_len, rec.method_len, rec.authority_len, rec.path_len, rec.source_len,
-              rec.upstream_len, rec.identity_len):
+              rec.upstream_len, rec.identity_len, rec.rule_len):
         texts.append(raw[at:at + n].decode("utf-8", "backslashreplace"))
         at += n
     return {
@@ -254,10 +275,37 @@ cdef dict _record(int slot, LogRecord *rec, bytes raw):
         "source": texts[5],
         "upstream": texts[6] or None,
         "identity": texts[7] or None,
+        "decision": _VERDICTS.get(rec.verdict),
+        "rule": texts[8] or ("default" if rec.verdict else None),
+        "rules_of": ("service" if rec.by_service else "listener") if rec.verdict else None,
+        "audit": bool(rec.audit),
         "protocol": {0: "TCP", 10: "HTTP/1.0", 11: "HTTP/1.1", 20: "HTTP/2"}.get(rec.version, "?"),
         "retries": rec.retries,
         "snapshot": rec.snapshot,
     }
+
+
+def regex_error(str pattern):
+    """What is wrong with a regex of a rule, and at which of its bytes; None: nothing."""
+    cdef bytes raw = pattern.encode()
+    cdef int error = 0
+    cdef size_t offset = 0
+    cdef unsigned char text[256]
+    cdef pcre2_code *code = policy_compile(raw, len(raw), &error, &offset)
+    if code != NULL:
+        pcre2_code_free(code)
+        return None
+    pcre2_get_error_message(error, text, sizeof(text))
+    return (<bytes><char *>text).decode(), offset
+
+
+def normalize_path(str path, bint keep_slashes=False):
+    """A path without its query in the form that rules compare and endpoints get; None: it is refused."""
+    cdef bytearray work = bytearray(path.encode())
+    cdef size_t n = len(work)
+    if path_normalise(<char *>work, &n, keep_slashes) < 0:
+        return None
+    return bytes(work[:n]).decode()
 
 
 cdef class Worker:

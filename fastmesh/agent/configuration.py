@@ -97,6 +97,7 @@ class Configuration:
             "number": current["number"] + 1 if current else 1,
             "digest": current["digest"] if current else None,
             "slots": dict(self._state.services()),
+            "rule_slots": {"/".join(key): row for *key, row in self._state.rules()},
         }
         try:
             self.loading = Loading(request)

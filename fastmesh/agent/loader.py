@@ -1,8 +1,8 @@
 """Reads a configuration in a process of its own: `python -m fastmesh.agent.loader RESULT_FD < request`.
 
 The request is a JSON object: the file (`config`, absolute), `workers` (null: as the file says), the `number`
-that the snapshot gets, and of the snapshot in use its `digest` and `slots`. The result is the body of the
-frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
+that the snapshot gets, and of the snapshot in use its `digest`, `slots` and `rule_slots`. The result is the
+body of the frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
 
 A process that ends gives all its memory back, cannot be slowed down by the agent, and may be killed when a
 name server does not answer. It ends with the agent, too: nobody is left to wait for its result.
@@ -28,7 +28,11 @@ def load(request: dict[str, Any]) -> bytes:
 
     try:
         snapshot = make_snapshot(
-            load(Path(request["config"])), request["number"], request["workers"], request["slots"]
+            load(Path(request["config"])),
+            request["number"],
+            request["workers"],
+            request["slots"],
+            rule_slots=request["rule_slots"],
         )
     except ConfigErrors as error:
         errors = [str(one) for one in error.errors]

@@ -62,6 +62,18 @@ class State:
             return []
         return [(service["name"], service["slot"]) for service in self.snapshot["services"]]
 
+    def rules(self) -> list[tuple[str, str, str, int]]:
+        """The counter rows of rules: (listener or service, its name, rule or default, row)."""
+        rows: list[tuple[str, str, str, int]] = []
+        for kind in ("listener", "service"):
+            for owner in (self.snapshot or {}).get(f"{kind}s", ()):
+                if owner.get("rule_slot") is None:
+                    continue
+                rows.append((kind, owner["name"], "default", owner["rule_slot"]))
+                for rule in (*(owner["allow"] or ()), *(owner["deny"] or ())):
+                    rows.append((kind, owner["name"], rule["name"], rule["slot"]))
+        return rows
+
     def processes(self) -> Iterator[tuple[str, str, int]]:
         """What runs on this host for the proxy: (process, worker slot or "", pid)."""
         yield "supervisor", "", os.getppid()

@@ -7,26 +7,17 @@ everything. A value that is `INVALID` was reported already and is never reported
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from fastmesh.config.errors import nearest, plain, shown
+from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
-from fastmesh.config.schema import AllowRule, Config, Listener, Service
+from fastmesh.config.roles import listener_tls
+from fastmesh.config.rule_checks import check_rules
+from fastmesh.config.schema import Config, Listener, Service
 from fastmesh.config.values import MAX_UNIX_PATH, Address, alternatives
-
-
-class _Invalid:
-    """Stands for a value that was refused: equal to nothing, so that no comparison takes it for a value."""
-
-    def __repr__(self) -> str:
-        return "INVALID"
-
-
-INVALID: Final[Any] = _Invalid()
-
-Report = Callable[[Where, str], None]
 
 _TLS_BY_ROLE: Final = {
     "edge": ("none",),
@@ -43,11 +34,6 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def check(config: Config, base: Path, report: Report) -> None:
     """Report everything that is wrong between the settings; `base` is the directory of the file."""
     _Checks(config, base, report).run()
-
-
-def listener_tls(listener: Listener) -> str:
-    """The TLS mode of a listener: as written, or what its role implies."""
-    return listener.tls or ("mesh" if listener.role == "inbound" else "none")
 
 
 def located(base: Path, path: str) -> str:
@@ -72,12 +58,11 @@ class _Checks:
             where = ("listeners", index)
             self.role(where, listener)
             self.target(where, listener)
-            for number, rule in _valid(listener.allow or []):
-                self.rule((*where, "allow", number), listener, rule)
             self.loops(listener)
         for name in self.services:
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
+        check_rules(self.listeners, self.services, self.report)
 
     def identity(self) -> None:
         keys = ("workload", "trust_domain", "pki")
@@ -136,10 +121,6 @@ class _Checks:
         if tls is not INVALID and tls not in _TLS_BY_ROLE[role]:
             message = f"tls: {tls} with role: {role}, expected none ({_WHY_NO_TLS[role]}) or role: inbound"
             self.report((*where, "tls"), message)
-        elif listener.allow is not None and tls == "none":
-            message = "allow on a listener whose callers have no identity"
-            wanted = "expected tls: mesh or permissive, with role: inbound"
-            self.report((*where, "allow"), f"{message}, {wanted}")
         if listener.to is not None:
             return
         if role != "outbound":
@@ -147,14 +128,6 @@ class _Checks:
         elif listener.protocol == "tcp":
             message = "protocol: tcp without 'to', expected the service that it goes to (only HTTP names one)"
             self.report(where, message)
-
-    def rule(self, where: Where, listener: Listener, rule: AllowRule) -> None:
-        if listener.protocol != "tcp":
-            return
-        for key in ("methods", "paths"):
-            if getattr(rule, key) is not None:
-                message = f"{key} in a rule of a tcp listener, expected only 'from' (opaque TCP has no {key})"
-                self.report((*where, key), message)
 
     def target(self, where: Where, listener: Listener) -> None:
         to, services = listener.to, self.config.services

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from fastmesh.config.checks import INVALID, check
+from fastmesh.config.checks import check
 from fastmesh.config.errors import ConfigError, ConfigErrors, nearest, plain, shown
 from fastmesh.config.fields import Field, Type, fields, sections, title
+from fastmesh.config.invalid import INVALID
 from fastmesh.config.positions import Place, Positions, Where
 from fastmesh.config.schema import Config, Section
 from fastmesh.config.values import alternatives, format_duration, one_of
@@ -122,6 +123,8 @@ class _Walk:
         assert kind.item is not None and kind.key is not None
         if node.kind != "map":
             return self.error(node, where, f"{node.described()}, expected {expected(kind)}")
+        if not node.entries and kind.min_length:
+            return self.error(node, where, f"an empty mapping, expected {expected(kind)}")
         self.count(kind, node, where, len(node.entries))
         out = {}
         for text, (key, value) in node.entries.items():

@@ -74,7 +74,7 @@ def _row(field: Field, path: str) -> str:
 def _value(kind: Type) -> str:
     if kind.section is not None:
         text = f"[{title(kind.section).split(' ', 1)[1]}](#{_anchor(kind.section)})"
-        return f"address, or {text}" if kind.short else text
+        return f"{_value(fields(kind.section)[kind.short].type)}, or {text}" if kind.short else text
     if kind.key is not None and kind.item is not None:
         return f"{kind.key.expected.split(' ', 1)[1]}: {_value(kind.item)}{_most(kind)}"
     if kind.item is not None:
@@ -120,7 +120,7 @@ def _example(field: Field) -> str:
     if not field.examples:
         return ""
     example = field.examples[0]
-    text = f"[{', '.join(example)}]" if isinstance(example, list) else str(example)
+    text = f"[{', '.join(map(str, example))}]" if isinstance(example, list) else str(example)
     return f" Example: `{text}`."
 
 

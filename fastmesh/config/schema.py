@@ -18,6 +18,8 @@ from fastmesh.config.values import Address
 
 MAX_WORKERS: Final = 256
 MAX_SERVICES: Final = 1024  # rows of the counters that all workers share
+MAX_RULES: Final = 4096  # likewise: all rules, and one for each list's owner
+MAX_RULES_OF_LIST: Final = 256
 SECOND: Final = 1000
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
@@ -33,39 +35,161 @@ TrustDomain = Annotated[str, Meta(extra={"kind": values.TRUST_DOMAIN})]
 From = Annotated[str, Meta(extra={"kind": values.FROM})]
 Method = Annotated[str, Meta(extra={"kind": values.METHOD})]
 PathPattern = Annotated[str, Meta(extra={"kind": values.PATH_PATTERN})]
+HostPattern = Annotated[str, Meta(extra={"kind": values.HOST_PATTERN})]
+HeaderName = Annotated[str, Meta(extra={"kind": values.HEADER_NAME})]
+HeaderValue = Annotated[str, Meta(extra={"kind": values.HEADER_VALUE})]
+Regex = Annotated[str, Meta(extra={"kind": values.REGEX})]
+Cidr = Annotated[str, Meta(extra={"kind": values.CIDR})]
+RuleName = Annotated[str, Meta(extra={"kind": values.RULE_NAME})]
+Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
     """A mapping of the file. The first line of a subclass's docstring names it in messages and pages."""
 
 
-class AllowRule(Section, frozen=True, kw_only=True):
-    """an allow rule
+class PathMatch(Section, frozen=True, kw_only=True):
+    """a path condition
 
-    A request is allowed when one rule allows it: who calls, with which method, which path.
+    What a request's path must be, in normal form and without its query. A plain text is short for `path`.
     """
 
+    path: Annotated[
+        PathPattern | None,
+        Meta(
+            description="The whole path; a prefix that ends in `/*` (the segment before it and all below); "
+            "or any other beginning that ends in `*`.",
+            examples=["/api/*"],
+        ),
+    ] = None
+    regex: Annotated[
+        Regex | None,
+        Meta(
+            description="A regular expression (PCRE2) that the whole path must match.",
+            examples=["/v[0-9]+/users"],
+        ),
+    ] = None
+
+
+class HeaderMatch(Section, frozen=True, kw_only=True):
+    """a header condition
+
+    What a header must be; just one of these. A plain text is short for `exact`.
+    """
+
+    exact: Annotated[HeaderValue | None, Meta(description="The whole value.", examples=["eu-1"])] = None
+    prefix: Annotated[
+        HeaderValue | None, Meta(description="What the value begins with.", examples=["eu-"])
+    ] = None
+    regex: Annotated[
+        Regex | None,
+        Meta(description="A regular expression (PCRE2) that the whole value must match.", examples=["eu-.*"]),
+    ] = None
+    present: Annotated[
+        bool | None, Meta(description="`true`: the header is there, whatever it says. `false`: it is not.")
+    ] = None
+
+
+PathCondition = Annotated[PathMatch, Meta(extra={"short": "path"})]
+HeaderCondition = Annotated[HeaderMatch, Meta(extra={"short": "exact"})]
+
+
+class Rule(Section, frozen=True, kw_only=True):
+    """a rule
+
+    A rule holds when all its conditions do; of a list in a condition, one entry is enough. The `not_` forms
+    hold when no entry does. `methods`, `paths`, `hosts` and `headers` are facts of a request, the others of a
+    connection.
+    """
+
+    name: Annotated[
+        RuleName | None,
+        Meta(
+            description="Names the rule in metrics and the access log. Left out: `allow-1`, `deny-2`, by its "
+            "place.",
+            examples=["frontend-reads"],
+        ),
+    ] = None
     from_: Annotated[
-        list[From],
+        list[From] | None,
         Meta(
             min_length=1,
-            description="Who may call: workload names of the own trust domain or whole SPIFFE IDs. A `*` at "
-            "the end makes a prefix; `*` alone is anybody with an identity.",
+            description="Who calls: workload names of the own trust domain or whole SPIFFE IDs. A `*` at "
+            "the end makes a prefix; `*` alone is anybody with an identity; `unauthenticated` is anybody "
+            "without. Left out: everybody.",
             examples=[["svc-a", "spiffe://mesh.local/ns/shop/*"]],
         ),
-    ] = msgspec.field(name="from")
+    ] = msgspec.field(name="from", default=None)
     methods: Annotated[
         list[Method] | None,
         Meta(min_length=1, description="HTTP methods. Left out: all.", examples=[["GET", "POST"]]),
     ] = None
     paths: Annotated[
-        list[PathPattern] | None,
+        list[PathCondition] | None,
         Meta(
             min_length=1,
-            description="Request paths, exact, or prefixes that end in `*`. Left out: all.",
+            description="Paths of requests: exact, prefixes that end in `*`, or `{regex: …}`. Left out: all.",
             examples=[["/health", "/api/*"]],
         ),
     ] = None
+    hosts: Annotated[
+        list[HostPattern] | None,
+        Meta(
+            min_length=1,
+            description="Hosts that requests are for, without port; `*.suffix` is every host below it.",
+            examples=[["shop.internal", "*.eu.internal"]],
+        ),
+    ] = None
+    headers: Annotated[
+        dict[HeaderName, HeaderCondition] | None,
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="Headers by name: the exact value, or a mapping. All of them must hold.",
+        ),
+    ] = None
+    ports: Annotated[
+        list[Port] | None,
+        Meta(min_length=1, description="Local ports that the caller connected to.", examples=[[8080]]),
+    ] = None
+    sources: Annotated[
+        list[Cidr] | None,
+        Meta(
+            min_length=1,
+            description="Addresses or networks that the connection comes from.",
+            examples=[["10.0.0.0/8", "2001:db8::/32"]],
+        ),
+    ] = None
+    not_from: Annotated[
+        list[From] | None, Meta(min_length=1, description="Not these callers, as in `from`.")
+    ] = None
+    not_methods: Annotated[list[Method] | None, Meta(min_length=1, description="Not these methods.")] = None
+    not_paths: Annotated[
+        list[PathCondition] | None, Meta(min_length=1, description="Not these paths, as in `paths`.")
+    ] = None
+    not_hosts: Annotated[
+        list[HostPattern] | None, Meta(min_length=1, description="Not these hosts, as in `hosts`.")
+    ] = None
+    not_headers: Annotated[
+        dict[HeaderName, HeaderCondition] | None,
+        Meta(min_length=1, max_length=16, description="None of these, as in `headers`."),
+    ] = None
+    not_ports: Annotated[list[Port] | None, Meta(min_length=1, description="Not these local ports.")] = None
+    not_sources: Annotated[
+        list[Cidr] | None, Meta(min_length=1, description="Not these networks, as in `sources`.")
+    ] = None
+
+
+RULE_LIST: Final = Meta(min_length=1, max_length=MAX_RULES_OF_LIST)
+_ALLOW: Final = (
+    "Who may do what. Once given, what no rule allows is answered with 403 (TCP: closed). Left out: what no "
+    "`deny` rule refuses may pass."
+)
+_DENY: Final = "Who may not do what. A rule here wins over every `allow` rule."
+_MODE: Final = (
+    "`audit`: what the rules refuse passes, is counted and is noted in the access log. `enforce`, or left "
+    "out: it is refused."
+)
 
 
 class Forwarded(Section, frozen=True, kw_only=True):
@@ -88,6 +212,15 @@ class Forwarded(Section, frozen=True, kw_only=True):
         ),
     ] = "auto"
     via: Annotated[bool, Meta(description="Add `Via` (RFC 9110, 7.6.3) to requests and answers.")] = True
+    client_cert: Annotated[
+        Literal["auto", "set", "append", "keep", "remove"],
+        Meta(
+            description="`X-Forwarded-Client-Cert` (Envoy's syntax: By, Hash, URI), the proven identity of "
+            "the caller. `set`: what came in is removed, and ours is set if there is an identity. `append`: "
+            "ours behind what came in. `keep`: what came in, untouched. `remove`. `auto`: `set` where `tls` "
+            "is `mesh` or `permissive`, otherwise `remove`."
+        ),
+    ] = "auto"
 
 
 class Listener(Section, frozen=True, kw_only=True):
@@ -141,15 +274,25 @@ class Listener(Section, frozen=True, kw_only=True):
             "otherwise `none`."
         ),
     ] = None
-    allow: Annotated[
-        list[AllowRule] | None,
+    allow: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_ALLOW)] = None
+    deny: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_DENY)] = None
+    mode: Annotated[Literal["enforce", "audit"] | None, Meta(description=_MODE)] = None
+    normalize_paths: Annotated[
+        Literal["auto", "on", "off"],
         Meta(
-            min_length=1,
-            max_length=64,
-            description="Who may do what, in at most 64 rules. Left out: everybody may. Once given, what no "
-            "rule allows is answered with 403 (TCP: closed). Needs `tls: mesh` or `permissive`.",
+            description="Bring the path of requests into normal form (RFC 3986, 6.2.2: `/a/../b`, `//b` and "
+            "`/%62` become `/b`), for rules and for the upstream, and refuse with 400 `bad_target` what "
+            "readers may take for different paths. `auto`: where rules have `paths`. `off`: never rewrite; "
+            "where rules have `paths`, what is not in normal form is refused."
         ),
-    ] = None
+    ] = "auto"
+    encoded_slashes: Annotated[
+        Literal["refuse", "keep"],
+        Meta(
+            description="What becomes of `%2F` and `%5C` where paths are normalised: 400 `bad_target`, or "
+            "they stay as they are, for an upstream that tells them from `/`."
+        ),
+    ] = "refuse"
     header_timeout: Annotated[
         Duration, Meta(ge=1, description="How long a request's head may take to arrive; then 408.")
     ] = 10 * SECOND
@@ -253,6 +396,11 @@ class Service(Section, frozen=True, kw_only=True):
         ),
     ] = "replayable"
     pool: Annotated[Pool, Meta(description="Connections kept for reuse.")] = Pool()
+    allow: Annotated[
+        list[Rule] | None, RULE_LIST, Meta(description=f"{_ALLOW} Asked after the listener's rules.")
+    ] = None
+    deny: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_DENY)] = None
+    mode: Annotated[Literal["enforce", "audit"] | None, Meta(description=_MODE)] = None
 
 
 class AccessLog(Section, frozen=True, kw_only=True):

@@ -10,18 +10,29 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from fastmesh.config.checks import listener_tls, located
+from fastmesh.config.checks import located
 from fastmesh.config.cpus import usable_cpus
 from fastmesh.config.errors import ConfigError, ConfigErrors, shown
 from fastmesh.config.loader import Loaded
 from fastmesh.config.positions import Where
-from fastmesh.config.schema import MAX_SERVICES, AllowRule, Config, Listener, Service
-from fastmesh.config.values import Address
+from fastmesh.config.roles import client_cert, listener_tls
+from fastmesh.config.rule_checks import LISTS, conditions, rule_name
+from fastmesh.config.schema import (
+    MAX_RULES,
+    MAX_SERVICES,
+    Config,
+    HeaderMatch,
+    Listener,
+    PathMatch,
+    Rule,
+    Service,
+)
+from fastmesh.config.values import UNAUTHENTICATED, Address
 
 FORMAT: Final = 1
 
@@ -31,11 +42,15 @@ def make_snapshot(
     number: int = 1,
     workers: int | None = None,
     slots: Mapping[str, int] | None = None,
+    *,
+    rule_slots: Mapping[str, int] | None = None,
+    identity: bool = True,
 ) -> dict[str, Any]:
     """The snapshot of a configuration, as JSON data.
 
     `workers` overrides the file (the command line does). `slots` are the counter rows that services had in
-    the snapshot before, by name: they keep them, so that counters survive a reload.
+    the snapshot before, by name: they keep them, so that counters survive a reload; `rule_slots` are those of
+    rules, by `listener/NAME/RULE` or `service/NAME/RULE`. Without `identity` none is read.
 
     Raises `ConfigErrors` when a host name cannot be resolved, `fastmesh.certs.store.PkiError` when the
     identity cannot be loaded.
@@ -43,13 +58,17 @@ def make_snapshot(
     config = loaded.config
     resolver = _Resolver(loaded)
     names = list(config.services)
-    rows = _assign_slots(names, slots or {})
+    rows = _assign_slots(names, slots or {}, MAX_SERVICES)
+    rules = _assign_slots(list(_rule_keys(config)), rule_slots or {}, MAX_RULES)
     listeners = [
         _listener(config, resolver, listener, ("listeners", index), names)
+        | _rules(config, "listener", listener.name, listener, rules)
         for index, listener in enumerate(config.listeners)
     ]
     services = [
-        _service(config, resolver, name, service, rows[name]) for name, service in config.services.items()
+        _service(config, resolver, name, service, rows[name])
+        | _rules(config, "service", name, service, rules)
+        for name, service in config.services.items()
     ]
     admin = _admin(config, resolver, explicit=loaded.positions.key(("admin",)) is not None)
     if resolver.errors:
@@ -59,7 +78,7 @@ def make_snapshot(
         "source": loaded.path.name,
         "workload": config.workload,
         "trust_domain": config.trust_domain,
-        "identity": _identity(loaded),
+        "identity": _identity(loaded) if identity else None,
         "workers": workers or config.workers or usable_cpus(),
         "drain_ms": config.drain,
         "admin": admin,
@@ -77,12 +96,13 @@ def needs_identity(config: Config) -> bool:
     )
 
 
-def _assign_slots(names: list[str], before: Mapping[str, int]) -> dict[str, int]:
+def _assign_slots(names: list[str], before: Mapping[str, int], size: int) -> dict[str, int]:
     """A row for each name: its own from before, else one that nobody had, else one that is free again."""
     kept = {name: before[name] for name in names if name in before}
     used = set(kept.values())
-    fresh = [row for row in range(MAX_SERVICES) if row not in used]
-    fresh.sort(key=lambda row: row in before.values())
+    fresh = [row for row in range(size) if row not in used]
+    taken = set(before.values())
+    fresh.sort(key=lambda row: row in taken)
     free = iter(fresh)
     return {name: kept[name] if name in kept else next(free) for name in names}
 
@@ -124,7 +144,8 @@ def _listener(
         "protocol": "http" if by_host and listener.protocol == "auto" else listener.protocol,
         "tls": listener_tls(listener),
         "service": -1 if listener.to is None else names.index(listener.to),
-        "allow": None if listener.allow is None else [_rule(config, rule) for rule in listener.allow],
+        "normalize_paths": listener.normalize_paths,
+        "encoded_slashes": listener.encoded_slashes,
         "header_timeout_ms": listener.header_timeout,
         "idle_timeout_ms": listener.idle_timeout,
         "stream_idle_timeout_ms": listener.stream_idle_timeout,
@@ -134,18 +155,71 @@ def _listener(
             "x_forwarded": listener.forwarded.x_forwarded,
             "forwarded": listener.forwarded.forwarded,
             "via": listener.forwarded.via,
+            "client_cert": client_cert(listener),
         },
     }
 
 
-def _rule(config: Config, rule: AllowRule) -> dict[str, Any]:
+def _rule_keys(config: Config) -> Iterator[str]:
+    owners: list[tuple[str, str, Listener | Service]] = [
+        *(("listener", listener.name, listener) for listener in config.listeners),
+        *(("service", name, service) for name, service in config.services.items()),
+    ]
+    for kind, name, owner in owners:
+        if owner.allow is not None or owner.deny is not None:
+            yield f"{kind}/{name}/default"
+            for which in LISTS:
+                for index, rule in enumerate(getattr(owner, which) or ()):
+                    yield f"{kind}/{name}/{rule_name(which, index, rule)}"
+
+
+def _rules(
+    config: Config, kind: str, name: str, owner: Listener | Service, rows: Mapping[str, int]
+) -> dict[str, Any]:
+    out: dict[str, Any] = dict.fromkeys(LISTS)
+    for which in LISTS:
+        rules: list[Rule] | None = getattr(owner, which)
+        if rules is not None:
+            names = [rule_name(which, index, rule) for index, rule in enumerate(rules)]
+            out[which] = [
+                {"name": own, "slot": rows[f"{kind}/{name}/{own}"], **_rule(config, rule)}
+                for own, rule in zip(names, rules, strict=True)
+            ]
+    out["mode"] = owner.mode or "enforce"
+    out["rule_slot"] = rows.get(f"{kind}/{name}/default")
+    return out
+
+
+def _rule(config: Config, rule: Rule) -> dict[str, Any]:
     return {
-        "from": [
-            one if one == "*" or one.startswith("spiffe:") else spiffe_id(config, one) for one in rule.from_
-        ],
-        "methods": rule.methods,
-        "paths": rule.paths,
+        key: _condition(config, key.removeprefix("not_"), value) for key, value in conditions(rule).items()
     }
+
+
+def _condition(config: Config, key: str, value: Any) -> list[Any]:
+    if key == "from":
+        return [_caller(config, one) for one in value]
+    if key == "paths":
+        return [_path(one) for one in value]
+    if key == "headers":
+        return [{"name": name, **_header(one)} for name, one in value.items()]
+    return list(value)
+
+
+def _caller(config: Config, text: str) -> str:
+    whole = text in ("*", UNAUTHENTICATED) or text.startswith("spiffe:")
+    return text if whole else spiffe_id(config, text)
+
+
+def _path(match: PathMatch) -> dict[str, str]:
+    if match.regex is not None:
+        return {"regex": match.regex}
+    assert match.path is not None  # rule_checks.py
+    return {"prefix": match.path[:-1]} if match.path.endswith("*") else {"exact": match.path}
+
+
+def _header(match: HeaderMatch) -> dict[str, str | bool]:
+    return {key: value for key, value in msgspec.structs.asdict(match).items() if value is not None}
 
 
 def spiffe_id(config: Config, workload: str) -> str:

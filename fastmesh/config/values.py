@@ -230,15 +230,16 @@ def parse_path(text: str) -> str:
 
 # -- access rules -----------------------------------------------------------------------------------
 
+UNAUTHENTICATED: Final = "unauthenticated"
 _FROM_EXPECTED: Final = (
     "a workload name, a SPIFFE ID such as spiffe://mesh.local/svc-a, one of them ending in '*', "
-    "or '*' for any identity"
+    "'*' for any identity, or unauthenticated"
 )
 
 
 def parse_from(text: str) -> str:
     """Whom a rule speaks about. The `*` of a prefix never stands in the trust domain."""
-    if text == "*":
+    if text in ("*", UNAUTHENTICATED):
         return text
     # A prefix is fine when one more character would make it whole.
     whole = f"{text[:-1]}x" if text.endswith("*") else text
@@ -273,14 +274,120 @@ def parse_method(text: str) -> str:
 
 
 _PATH_PATTERN: Final = re.compile(r"/[!$%&'()+,./:;=@_~A-Za-z0-9-]*\*?")
+MAX_PATTERN: Final = 1024
 
 
 def parse_path_pattern(text: str) -> str:
-    """A path, exact or a prefix that ends in `*`."""
+    """A path, exact or a prefix that ends in `*`, in the form that requests are compared in."""
     if not _PATH_PATTERN.fullmatch(text):
         expected = "expected a path such as /health, or a prefix such as /api/*"
         raise ValueError(f"{shown(text)} is not a path, {expected}")
+    _bounded_pattern(text)
+    from fastmesh._core import normalize_path  # only a file with rules pays for it
+
+    path = text.removesuffix("*")
+    # "/.*" is the beginning of "/.git", no dot segment: one more character shows what it is.
+    more = "x" if path != text and not path.endswith("/") else ""
+    normal = normalize_path(path + more, True)
+    if normal is None:
+        raise ValueError(f"{shown(text)} never matches: requests for it are refused, expected a plain path")
+    if normal != path + more:
+        wanted = shown(normal.removesuffix(more) + text[len(path) :])
+        raise ValueError(f"{shown(text)} never matches: paths are compared in normal form, expected {wanted}")
     return text
+
+
+def _bounded_pattern(text: str) -> None:
+    if len(text) > MAX_PATTERN:
+        raise ValueError(f"{shown(text)} is {len(text)} bytes long, expected at most {MAX_PATTERN}")
+
+
+def parse_regex(text: str) -> str:
+    """A regular expression in the syntax of PCRE2, which the whole text must match."""
+    if not text:
+        raise ValueError("an empty regex, expected one that something matches")
+    _bounded_pattern(text)
+    from fastmesh._core import regex_error
+
+    error = regex_error(text)
+    if error is not None:
+        what, offset = error
+        raise ValueError(f"{shown(text)} is not a regex, {what} at byte {offset}")
+    return text
+
+
+_HOST_PATTERN: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_-]{1,63})*")
+_HOST_EXPECTED: Final = "a host such as shop.internal, *.internal, 192.0.2.1 or [2001:db8::1], without a port"
+
+
+def parse_host_pattern(text: str) -> str:
+    """A host, exact or `*.suffix`; case means nothing."""
+    host = text.lower().removesuffix(".")
+    if host.startswith("["):
+        if host.endswith("]"):
+            return f"[{_ipv6(text, host[1:-1])}]"
+    elif len(host) <= 253 and _HOST_PATTERN.fullmatch(host):
+        return host
+    raise ValueError(f"{shown(text)} is not a host, expected {_HOST_EXPECTED}")
+
+
+_CIDR_EXPECTED: Final = "an address or a network such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"
+
+
+def parse_cidr(text: str) -> str:
+    """An IP network; one address is a network too."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            wanted = f"expected {ipaddress.ip_network(text, strict=False)}"
+        except ValueError:
+            raise ValueError(f"{shown(text)} is not a network, expected {_CIDR_EXPECTED}") from None
+        raise ValueError(f"{shown(text)} has address bits behind its prefix, {wanted}") from None
+    mapped = network.network_address.ipv4_mapped if network.version == 6 else None
+    if mapped is not None and network.prefixlen >= 96:
+        raise ValueError(f"{shown(text)} is IPv4 within IPv6, expected {mapped}/{network.prefixlen - 96}")
+    return str(network)
+
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+# What a rule must not look at: it is gone before rules see it, or has a condition of its own.
+_NO_HEADER: Final = {
+    "host": "`hosts`",
+    "content-length": "another header",
+    "transfer-encoding": "another header",
+    "connection": "another header",
+}
+
+
+def parse_header_name(text: str) -> str:
+    """The name of a header field; case means nothing (RFC 9110, 5.1)."""
+    if not _HEADER_NAME.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a header name, expected a token such as x-tenant")
+    if text.startswith(":"):
+        raise ValueError(f"{shown(text)} is not a header name, expected a token such as x-tenant")
+    if text.lower() in _NO_HEADER:
+        raise ValueError(f"{shown(text)} is not for rules, expected {_NO_HEADER[text.lower()]}")
+    return text.lower()
+
+
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+
+
+def parse_header_value(text: str) -> str:
+    """The value of a header field, compared byte by byte."""
+    if not _HEADER_VALUE.fullmatch(text) or text != text.strip(" \t"):
+        raise ValueError(f"{shown(text)} is not a header value, expected text without spaces around it")
+    _bounded_pattern(text)
+    return text
+
+
+def parse_rule_name(text: str) -> str:
+    """A rule's name is a label of metrics and logs."""
+    if _LISTENER.fullmatch(text) and text != "default":
+        return text
+    rule = "letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit, and not 'default'"
+    raise ValueError(f"{shown(text)} is not a rule name, expected {rule}")
 
 
 # -- the kinds --------------------------------------------------------------------------------------
@@ -311,6 +418,26 @@ PATH_PATTERN: Final = Kind(
     parse_path_pattern,
     f"^{_PATH_PATTERN.pattern}$",
 )
+REGEX: Final = Kind("regex", "a regular expression (PCRE2)", parse_regex, "^.")
+HOST_PATTERN: Final = Kind(
+    "host pattern",
+    _HOST_EXPECTED,
+    parse_host_pattern,
+    r"^(\[[0-9A-Fa-f:.]+\]|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_-]{1,63})*\.?)$",
+)
+CIDR: Final = Kind(
+    "network",
+    _CIDR_EXPECTED,
+    parse_cidr,
+    r"^(([0-9]{1,3}\.){3}[0-9]{1,3}|(?=(.*:){2})[0-9A-Fa-f:.]+)(/[0-9.]+)?$",
+)
+HEADER_NAME: Final = Kind(
+    "header name", "a header name such as x-tenant", parse_header_name, f"^{_HEADER_NAME.pattern}$"
+)
+HEADER_VALUE: Final = Kind(
+    "text", "the value of a header", parse_header_value, r"^([^ \t\r\n](.*[^ \t\r\n])?)?$"
+)
+RULE_NAME: Final = Kind("name", "a rule name", parse_rule_name, rf"^(?!default$){_LISTENER.pattern}$")
 
 
 def one_of(text: str, choices: tuple[str, ...]) -> str:

@@ -58,6 +58,7 @@ class Metrics(Collector):
         yield from self._counters()
         yield from self._reasons()
         yield from self._services()
+        yield from self._rules()
         yield from self._log()
         yield from self._processes()
 
@@ -145,6 +146,22 @@ class Metrics(Collector):
             buckets = list(zip(bounds, counts, strict=True))
             family.add_metric([labels["service"]], buckets, sum(seconds for _, seconds in rows))
         yield family
+
+    def _rules(self) -> Iterator[Metric]:
+        area = self._area
+        slots = range(self._state.slots)
+        samples = []
+        for kind, name, rule, row in self._state.rules():
+            sums = _sums(len(_core.DECISIONS), (area.rule_counters(slot, row) for slot in slots))
+            samples += [
+                ({"listener": "", "service": "", kind: name, "rule": rule, "decision": decision}, value)
+                for decision, value in zip(_core.DECISIONS, sums, strict=True)
+            ]
+        yield _counter(
+            "authorization",
+            "Decisions of allow and deny rules; default: no rule decided; audit: would have been refused.",
+            samples,
+        )
 
     def _log(self) -> Iterator[Metric]:
         log = self._access_log

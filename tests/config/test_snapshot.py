@@ -25,8 +25,11 @@ LISTENER_DEFAULTS = {
     "stream_idle_timeout_ms": 300_000,
     "tcp_idle_timeout_ms": 3_600_000,
     "max_connections": 0,
-    "forwarded": {"x_forwarded": "append", "forwarded": "auto", "via": True},
+    "forwarded": {"x_forwarded": "append", "forwarded": "auto", "via": True, "client_cert": "remove"},
+    "normalize_paths": "auto",
+    "encoded_slashes": "refuse",
 }
+NO_RULES = {"allow": None, "deny": None, "mode": "enforce", "rule_slot": None}
 SERVICE_DEFAULTS = {
     "connect_timeout_ms": 1000,
     "response_timeout_ms": 60_000,
@@ -78,7 +81,7 @@ def test_edge_example() -> None:
                 "protocol": "http",
                 "tls": "none",
                 "service": 0,
-                "allow": None,
+                **NO_RULES,
                 **LISTENER_DEFAULTS,
             },
             {
@@ -88,7 +91,7 @@ def test_edge_example() -> None:
                 "protocol": "tcp",
                 "tls": "none",
                 "service": 1,
-                "allow": None,
+                **NO_RULES,
                 **LISTENER_DEFAULTS,
             },
         ],
@@ -99,6 +102,7 @@ def test_edge_example() -> None:
                 "tls": "none",
                 "spiffe_id": None,
                 "endpoints": [inet("127.0.0.1", 9000), inet("127.0.0.1", 9001)],
+                **NO_RULES,
                 **SERVICE_DEFAULTS,
             },
             {
@@ -107,6 +111,7 @@ def test_edge_example() -> None:
                 "tls": "none",
                 "spiffe_id": None,
                 "endpoints": [inet("127.0.0.1", 15432)],
+                **NO_RULES,
                 **SERVICE_DEFAULTS,
             },
         ],
@@ -143,8 +148,16 @@ def test_mesh_b_example(mesh: Path) -> None:
     (listener,) = snapshot["listeners"]
     assert (listener["role"], listener["protocol"], listener["tls"]) == ("inbound", "auto", "mesh")
     assert listener["allow"] == [
-        {"from": ["spiffe://mesh.local/svc-a"], "methods": ["GET", "POST"], "paths": ["/*"]}
+        {
+            "name": "allow-1",
+            "slot": 1,
+            "from": ["spiffe://mesh.local/svc-a"],
+            "methods": ["GET", "POST"],
+            "paths": [{"prefix": "/"}],
+        }
     ]
+    assert (listener["deny"], listener["mode"], listener["rule_slot"]) == (None, "enforce", 0)
+    assert listener["forwarded"]["client_cert"] == "set"
 
 
 def test_identity_is_only_read_when_needed(tmp_path: Path) -> None:
@@ -228,7 +241,9 @@ listeners:
     stream_idle_timeout: 3ms
     tcp_idle_timeout: 4ms
     max_connections: 5
-    forwarded: {x_forwarded: replace, forwarded: remove, via: false}
+    forwarded: {x_forwarded: replace, forwarded: remove, via: false, client_cert: keep}
+    normalize_paths: "off"
+    encoded_slashes: keep
 services:
   web:
     endpoints: [{address: unix:/run/b.sock}, "[::1]:90", 127.0.0.1:90, 127.0.0.1:90]
@@ -251,7 +266,13 @@ services:
         4,
     ]
     assert listener["max_connections"] == 5
-    assert listener["forwarded"] == {"x_forwarded": "replace", "forwarded": "remove", "via": False}
+    assert listener["forwarded"] == {
+        "x_forwarded": "replace",
+        "forwarded": "remove",
+        "via": False,
+        "client_cert": "keep",
+    }
+    assert (listener["normalize_paths"], listener["encoded_slashes"]) == ("off", "keep")
     (service,) = snapshot["services"]
     assert service["endpoints"] == [
         {"family": "unix", "host": None, "port": 0, "path": "/run/b.sock"},

@@ -22,9 +22,11 @@ class FakeArea:
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self.services = 8
+        self.rules = 8
         self.counters = [[0] * len(_core.COUNTERS) for _ in range(workers)]
         self.reasons = [[0] * len(_core.REASONS) for _ in range(workers)]
         self.service = defaultdict[tuple[int, int], list[int]](lambda: [0] * len(_core.SERVICE_COUNTERS))
+        self.rule = defaultdict[tuple[int, int], list[int]](lambda: [0] * len(_core.DECISIONS))
         self.latency = defaultdict[tuple[int, int], list[int]](lambda: [0] * (len(_core.LATENCY_BOUNDS) + 1))
         self.latency_sum = defaultdict[tuple[int, int], float](float)
         self.log: list[list[LogRecord]] = [[] for _ in range(workers)]
@@ -54,6 +56,9 @@ class FakeArea:
 
     def service_latency(self, slot: int, service: int) -> tuple[list[int], float]:
         return self.latency[slot, service], self.latency_sum[slot, service]
+
+    def rule_counters(self, slot: int, rule: int) -> list[int]:
+        return self.rule[slot, rule]
 
     def log_dropped(self, slot: int) -> int:
         return self.dropped[slot]
@@ -124,6 +129,10 @@ def log_record(**changes: object) -> LogRecord:
         "source": "127.0.0.1:50000",
         "upstream": "127.0.0.1:9000",
         "identity": None,
+        "decision": None,
+        "rule": None,
+        "rules_of": None,
+        "audit": False,
         "protocol": "HTTP/1.1",
         "retries": 0,
         "snapshot": 1,

@@ -20,7 +20,7 @@ from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, Queue, buf_drop, buf_get,
 from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_NOT_ALLOWED, R_DENIED, R_DOWNSTREAM_CLOSED, R_INTERNAL, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY,
+    R_CONNECT_NOT_ALLOWED, R_DOWNSTREAM_CLOSED, R_INTERNAL, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY,
     R_NO_SERVICE, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
@@ -29,12 +29,12 @@ from fastmesh.core.io.state cimport (
     X_RESP_DONE, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
+from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
     G_EXCHANGES, LogRecord, S_ACTIVE, S_BYTES_RECEIVED, S_BYTES_SENT, S_CONNECT_FAILURES, S_LOCAL, S_RETRIES,
     S_REUSED_DEAD, S_STATUS_1XX, S_STATUS_NONE, ServiceRow, latency_bucket, ring_write,
 )
-from fastmesh.core.traffic.policy cimport policy_allows
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.traffic.snapshot cimport (
     ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, Service, Snapshot, Text,
@@ -60,8 +60,8 @@ cdef inline void _put(const char **strings, uint16_t *lengths, int at, const Tex
 cdef inline void _log(Worker *w, Exchange *x) noexcept nogil:
     """One record for the access log, into the ring that the agent drains."""
     cdef LogRecord rec
-    cdef const char *strings[8]
-    cdef uint16_t lengths[8]
+    cdef const char *strings[9]
+    cdef uint16_t lengths[9]
     cdef const char *p = x.log.data
     cdef int i
     memset(&rec, 0, sizeof(LogRecord))
@@ -95,7 +95,12 @@ cdef inline void _log(Worker *w, Exchange *x) noexcept nogil:
     rec.source_len = lengths[5]
     rec.upstream_len = lengths[6]
     rec.identity_len = lengths[7]
-    ring_write(w.ring, &rec, strings, lengths, 8)
+    _put(strings, lengths, 8, &x.decision.rule.name if x.decision.rule != NULL else NULL)
+    rec.rule_len = lengths[8]
+    rec.verdict = x.decision.verdict
+    rec.audit = x.decision.audit
+    rec.by_service = x.decision.service
+    ring_write(w.ring, &rec, strings, lengths, 9)
 
 
 cdef inline void exchange_drop_replay(Worker *w, Exchange *x) noexcept nogil:
@@ -312,10 +317,10 @@ cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Interned 
     return x
 
 
-cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, uint64_t rules) noexcept nogil:
+cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *caller) noexcept nogil:
     """A request head has arrived on `x.down`. Routes, checks, dials and forwards it, or answers.
 
-    `down.ex` is NULL afterwards if it has been answered already. `rules`: policy_peer of the caller.
+    `down.ex` is NULL afterwards if it has been answered already.
     """
     cdef End *down = x.down
     cdef ListenerConf *conf = x.conf
@@ -331,10 +336,11 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, uint64_t rul
         exchange_fail(w, x, R_NO_SERVICE)
         return
     x.service.row.counters[S_ACTIVE] += 1
-    if conf.has_allow and not policy_allows(conf, rules, m.method, m.base + m.method_name.at, m.method_name.len,
-                                            m.base + m.path.at, m.path.len):
-        exchange_fail(w, x, R_DENIED)
-        return
+    if must_admit(conf, x.service):
+        r = admit(&w.policy, conf, x.service, caller, w.loads, m, &x.decision)
+        if r < 0:
+            exchange_fail(w, x, -r)
+            return
     if fm_unlikely(m.method == M_CONNECT):
         if not conf.outbound:
             exchange_fail(w, x, R_CONNECT_NOT_ALLOWED)

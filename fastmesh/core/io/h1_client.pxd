@@ -46,7 +46,7 @@ from fastmesh.core.wire.http1_write cimport (
 )
 from fastmesh.core.wire.message cimport (
     FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_FORWARDED, F_HOST, F_X_FORWARDED_FOR,
-    F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, Message,
+    F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, Message,
 )
 
 
@@ -422,6 +422,15 @@ cdef inline size_t _proxy_fields(char *out, Exchange *x, Message *m, uint64_t *s
                          _forwarded_value(element, x, m))
     elif mode == FWD_REMOVE:
         skip[0] |= <uint64_t>1 << F_FORWARDED
+    if conf.client_cert != FWD_KEEP:
+        skip[0] |= (<uint64_t>1 << F_X_FORWARDED_CLIENT_CERT) & have
+        if x.client_cert != NULL and conf.client_cert != FWD_REMOVE:
+            skip[0] |= <uint64_t>1 << F_X_FORWARDED_CLIENT_CERT
+            n += _list_field(out + n, b"x-forwarded-client-cert: ", 25, m,
+                             F_X_FORWARDED_CLIENT_CERT if conf.client_cert == FWD_APPEND and (
+                                 have >> F_X_FORWARDED_CLIENT_CERT) & 1 else 0, x.client_cert.text, x.client_cert.len)
+        elif conf.client_cert == FWD_APPEND:
+            skip[0] &= ~(<uint64_t>1 << F_X_FORWARDED_CLIENT_CERT)     # nothing to add: what came stays
     return n
 
 
@@ -466,7 +475,8 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     cdef uint64_t skip
     cdef uint64_t hosted = 0
     cdef size_t n
-    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 1400 + x.service.name.len))
+    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(
+        m, 1400 + x.service.name.len + (x.client_cert.len + 32 if x.client_cert != NULL else 0)))
     if fm_unlikely(p == NULL):
         return -R_NO_MEMORY
     n = http1_write_request_line(p, m)

@@ -9,10 +9,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
-from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.reason cimport (
     R_BAD_TRAILER, R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
 )
+from fastmesh.core.base.shared cimport Shared, shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.connection cimport (
     conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_queued, conn_resume,
@@ -31,7 +31,7 @@ from fastmesh.core.io.state cimport (
     LINGER_MS, Listener, SPLICE_MIN, Worker, X_HEAD_SENT, X_REQ_DONE, X_TUNNEL, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
-from fastmesh.core.traffic.policy cimport policy_peer
+from fastmesh.core.traffic.policy cimport PolicyFacts
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (
     HTTP1_DATA, HTTP1_END, HTTP1_MORE, Http1Chunked, http1_chunked, http1_parse_trailers,
@@ -52,9 +52,9 @@ cdef enum:
     DRAIN_GRACE_MS = 200          # an idle connection stays this long after a drain has begun
 
 
-cdef inline H1Server *h1_server_open(Worker *w, Conn *c, Listener *l, Interned *identity, const char *peer,
-                                     uint8_t peer_len, uint8_t ip_len) noexcept nogil:
-    """Serve HTTP/1.1 on `c`. NULL without memory: `c` stays the caller's."""
+cdef inline H1Server *h1_server_open(Worker *w, Conn *c, Listener *l, const PolicyFacts *facts, Shared *client_cert,
+                                     const char *peer, uint8_t peer_len, uint8_t ip_len) noexcept nogil:
+    """Serve HTTP/1.1 on `c`; takes the reference on `client_cert`. NULL without memory: both stay the caller's."""
     cdef H1Server *h = <H1Server *>slab_get(&w.servers)
     if h == NULL:
         return NULL
@@ -62,7 +62,8 @@ cdef inline H1Server *h1_server_open(Worker *w, Conn *c, Listener *l, Interned *
     h.end.ops = &w.ops.server_end
     h.conn = c
     h.listener = l
-    h.identity = identity
+    h.caller.facts = facts[0]
+    h.client_cert = client_cert
     h.peer_len = peer_len
     h.ip_len = ip_len
     memcpy(h.peer, peer, peer_len)
@@ -78,6 +79,7 @@ cdef inline void h1_server_destroy(Worker *w, H1Server *h) noexcept nogil:
     if h.conn != NULL:
         conn_close(w, h.conn)
     h.listener.nconns -= 1
+    shared_put(&w.client_certs, h.client_cert)
     slab_put(&w.servers, h)
 
 
@@ -97,7 +99,7 @@ cdef inline void _linger(Worker *w, H1Server *h) noexcept nogil:
 
 cdef inline void _refuse(Worker *w, H1Server *h, int reason) noexcept nogil:
     """What the client sent is no request: say so and close."""
-    cdef Exchange *x = exchange_open(w, NULL, h.listener, h.identity, h.peer, h.peer_len, h.ip_len)
+    cdef Exchange *x = exchange_open(w, NULL, h.listener, h.caller.facts.identity, h.peer, h.peer_len, h.ip_len)
     if x != NULL:                               # for the counters and the access log
         x.reason = <uint16_t>reason
         x.status = w.reasons[reason].status
@@ -308,10 +310,6 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     if fm_unlikely(m.flags & MSG_UPGRADE) and _offers_http(m):
         # Requests inside a tunnel would pass no rule and no route. The offer ends here (RFC 9110 7.8).
         m.flags &= ~<uint8_t>MSG_UPGRADE
-    if fm_unlikely(h.rules_of != l.conf or h.rules_at != w.loads):
-        h.rules_of = l.conf
-        h.rules_at = w.loads
-        h.rules = policy_peer(l.conf, h.identity.text, h.identity.len) if h.identity != NULL else 0
     if m.framing == FRAMING_NONE or (m.framing == FRAMING_LENGTH and m.length == 0):
         h.state = H1_DONE
     else:
@@ -321,13 +319,14 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
         if m.framing == FRAMING_CHUNKED or m.length >= INPUT_SCRATCH:
             c.flags |= C_BULK
     conn_timeout(w, c, l.conf.stream_idle_timeout_ms)
-    x = exchange_open(w, &h.end, l, h.identity, h.peer, h.peer_len, h.ip_len)
+    x = exchange_open(w, &h.end, l, h.caller.facts.identity, h.peer, h.peer_len, h.ip_len)
     if fm_unlikely(x == NULL):
         c.flags |= C_CUT
         h1_server_destroy(w, h)
         return False
     x.secure = 1 if c.flags & C_TLS else 0
-    exchange_begin(w, x, m, h.rules)
+    x.client_cert = h.client_cert
+    exchange_begin(w, x, m, &h.caller)
     if c.flags & C_DEAD:
         return False
     if h.end.ex == x and h.state == H1_DONE:
@@ -574,6 +573,8 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
     cdef Conn *c = h.conn
     c.owner = NULL
     c.ops = NULL
+    e.ex.client_cert = NULL
+    shared_put(&w.client_certs, h.client_cert)
     slab_put(&w.servers, h)
     return c
 

@@ -7,9 +7,10 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from fastmesh.core.base.intern cimport Interned, intern
+from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.base.reason cimport (
     R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_PROTOCOL_UNKNOWN,
     R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_TIMEOUT,
@@ -26,13 +27,14 @@ from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CTL_ADD,
     EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, c_close, epoll_ctl, epoll_event, errno, getpeername,
-    inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+    getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
 )
 from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
+from fastmesh.core.traffic.policy cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
-    ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
+    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
 )
-from fastmesh.core.wire.tls cimport tls_open, tls_peer_id
+from fastmesh.core.wire.tls cimport tls_open, tls_peer_hash, tls_peer_id
 
 cdef enum:
     ACCEPT_BATCH = 64
@@ -65,6 +67,53 @@ cdef inline void _peer_text(const sockaddr_storage *a, char *text, uint8_t *n, u
     n[0] = <uint8_t>k
 
 
+cdef inline void _facts(Conn *c, const sockaddr_storage *peer, PolicyFacts *facts) noexcept nogil:
+    """What rules can know of a connection, its identity left out."""
+    cdef sockaddr_storage local
+    cdef socklen_t size = sizeof(sockaddr_storage)
+    cdef const char *ip = <const char *>&(<const sockaddr_in6 *>peer).sin6_addr
+    memset(facts, 0, sizeof(PolicyFacts))
+    if peer.ss_family == AF_INET:
+        facts.family = 4
+        memcpy(facts.address, &(<const sockaddr_in *>peer).sin_addr, 4)
+    elif peer.ss_family == AF_INET6:
+        if memcmp(ip, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0:      # IPv4 on a socket for both
+            facts.family = 4
+            memcpy(facts.address, ip + 12, 4)
+        else:
+            facts.family = 6
+            memcpy(facts.address, ip, 16)
+    if getsockname(c.src.fd, <sockaddr *>&local, &size) == 0:
+        if local.ss_family == AF_INET:
+            facts.port = ntohs((<sockaddr_in *>&local).sin_port)
+        elif local.ss_family == AF_INET6:
+            facts.port = ntohs((<sockaddr_in6 *>&local).sin6_port)
+
+
+cdef inline Shared *_client_cert(Worker *w, Conn *c, const Interned *identity) noexcept nogil:
+    """What the application is told of the caller, in Envoy's syntax for x-forwarded-client-cert. A SPIFFE id
+    has no character that would need quotes."""
+    cdef unsigned char digest[32]
+    cdef char text[4800]
+    cdef const char *digits = b"0123456789abcdef"
+    cdef size_t n = w.snapshot.own_id.len
+    cdef int i
+    if n + identity.len + 96 > sizeof(text) or not tls_peer_hash(&c.tls, digest):
+        return NULL
+    memcpy(text, b"By=", 3)
+    memcpy(text + 3, w.snapshot.own_id.ptr, n)
+    n += 3
+    memcpy(text + n, b";Hash=", 6)
+    n += 6
+    for i in range(32):
+        text[n] = digits[digest[i] >> 4]
+        text[n + 1] = digits[digest[i] & 15]
+        n += 2
+    memcpy(text + n, b";URI=", 5)
+    memcpy(text + n + 5, identity.text, identity.len)
+    return shared_get(&w.client_certs, text, <uint32_t>(n + 5 + identity.len))
+
+
 cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
     """Close a connection that has no codec yet."""
     cdef Listener *l = <Listener *>c.owner
@@ -85,25 +134,33 @@ cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
     cdef uint8_t ip_len = 0
     cdef char id[2304]
     cdef size_t n
-    cdef Interned *identity = NULL
+    cdef PolicyFacts facts
+    cdef Shared *client_cert = NULL
     if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
         _close(w, c, R_DOWNSTREAM_CLOSED)
         return
     _peer_text(&address, peer, &peer_len, &ip_len)
+    _facts(c, &address, &facts)
     if c.flags & C_TLS:
         n = tls_peer_id(&c.tls, id, sizeof(id))
         if n > 0:
-            identity = intern(&w.identities, id, <uint32_t>n)
-        if identity == NULL:
+            facts.identity = intern(&w.identities, id, <uint32_t>n)
+        if facts.identity == NULL:
             _close(w, c, R_TLS_IDENTITY)
             return
-    if http:
-        if h1_server_open(w, c, l, identity, peer, peer_len, ip_len) == NULL:
+    if not http:
+        tunnel_accept(w, c, l, &facts, peer, peer_len, ip_len)
+        return
+    if facts.identity != NULL and (l.conf.client_cert == FWD_REPLACE or l.conf.client_cert == FWD_APPEND):
+        client_cert = _client_cert(w, c, facts.identity)
+        if client_cert == NULL:
             _close(w, c, R_NO_MEMORY)
-        elif w.draining:
-            conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
-    else:
-        tunnel_accept(w, c, l, identity, peer, peer_len, ip_len)
+            return
+    if h1_server_open(w, c, l, &facts, client_cert, peer, peer_len, ip_len) == NULL:
+        shared_put(&w.client_certs, client_cert)
+        _close(w, c, R_NO_MEMORY)
+    elif w.draining:
+        conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
 
 
 cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:

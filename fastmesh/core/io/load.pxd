@@ -3,41 +3,24 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy
 
 from fastmesh.core.base.list cimport Node, list_append, list_init
+from fastmesh.core.io.load_block cimport _block, _text
+from fastmesh.core.io.load_policy cimport load_policy
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport Upstream, Worker
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un, socklen_t,
 )
 from fastmesh.core.traffic.counters cimport S_ACTIVE, area_service
-from fastmesh.core.traffic.policy cimport POLICY_RULES
 from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
-    AllowRule, Block, Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf,
-    PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service, Snapshot,
-    TLS_MESH, TLS_NONE, TLS_PERMISSIVE, Text,
+    Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
+    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service,
+    Snapshot, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
 )
 from fastmesh.core.wire.tls_context cimport tls_context
-
-
-cdef inline void *_block(Snapshot *s, size_t n) except NULL:
-    """Zeroed memory that lives as long as the snapshot."""
-    cdef Block *b = <Block *>calloc(1, sizeof(Block) + n)
-    if b == NULL:
-        raise MemoryError()
-    b.next = <Block *>s.blocks
-    s.blocks = b
-    return b + 1
-
-
-cdef inline int _text(Snapshot *s, Text *out, object value) except -1:
-    cdef bytes raw = (value or "").encode()
-    out.len = <uint32_t>len(raw)
-    out.ptr = <char *>_block(s, len(raw) + 1)
-    memcpy(out.ptr, <char *>raw, len(raw))
-    return 0
 
 
 cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
@@ -131,6 +114,7 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     out.response_timeout_ms = d["response_timeout_ms"]
     out.pool_idle_max = d["pool_idle_max"]
     out.pool_idle_timeout_ms = d["pool_idle_timeout_ms"]
+    out.policy = load_policy(w, s, d)
     out.endpoints = <Endpoint *>_block(s, max(1, len(endpoints)) * sizeof(Endpoint))
     for i in range(<uint32_t>len(endpoints)):
         _endpoint(s, &out.endpoints[i], endpoints[i])
@@ -142,36 +126,10 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     return 0
 
 
-cdef inline int _rule(Snapshot *s, AllowRule *out, dict d) except -1:
-    cdef list ids = d["from"]
-    cdef list methods = d.get("methods") or []
-    cdef list paths = d.get("paths") or []
-    cdef list known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"]
-    cdef list other = [m for m in methods if m not in known]
-    cdef uint32_t i
-    out.nfrom = <uint32_t>len(ids)
-    out.from_id = <Text *>_block(s, (len(ids) + 1) * sizeof(Text))
-    for i in range(out.nfrom):
-        _text(s, &out.from_id[i], ids[i])
-    for method in methods:
-        if method in known:
-            out.methods |= 1 << <int>(known.index(method) + 1)       # enum Method starts with M_GET = 1
-    out.nother = <uint32_t>len(other)
-    out.other = <Text *>_block(s, (len(other) + 1) * sizeof(Text))
-    for i in range(out.nother):
-        _text(s, &out.other[i], other[i])
-    out.npaths = <uint32_t>len(paths)
-    out.paths = <Text *>_block(s, (len(paths) + 1) * sizeof(Text))
-    for i in range(out.npaths):
-        _text(s, &out.paths[i], paths[i])
-    return 0
-
-
-cdef inline int _listener(Snapshot *s, ListenerConf *out, dict d) except -1:
+cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) except -1:
     cdef dict forwarding = {"keep": FWD_KEEP, "append": FWD_APPEND, "replace": FWD_REPLACE, "remove": FWD_REMOVE,
                             "auto": FWD_AUTO}
-    cdef list rules = d.get("allow") or []
-    cdef uint32_t i
+    cdef dict client_cert = {"keep": FWD_KEEP, "append": FWD_APPEND, "set": FWD_REPLACE, "remove": FWD_REMOVE}
     _text(s, &out.name, d["name"])
     out.outbound = d["role"] == "outbound"
     out.inbound = d["role"] == "inbound"
@@ -190,13 +148,10 @@ cdef inline int _listener(Snapshot *s, ListenerConf *out, dict d) except -1:
     out.stream_idle_timeout_ms = d["stream_idle_timeout_ms"]
     out.tcp_idle_timeout_ms = d["tcp_idle_timeout_ms"]
     out.max_connections = d["max_connections"]
-    out.has_allow = d.get("allow") is not None
-    if len(rules) > POLICY_RULES:
-        raise ValueError(f"listener {d['name']!r}: more than {POLICY_RULES} rules")
-    out.nallow = <uint32_t>len(rules)
-    out.allow = <AllowRule *>_block(s, (len(rules) + 1) * sizeof(AllowRule))
-    for i in range(out.nallow):
-        _rule(s, &out.allow[i], rules[i])
+    out.client_cert = client_cert[d["forwarded"].get("client_cert", "remove")]
+    out.normalize = {"auto": NORMALIZE_AUTO, "on": NORMALIZE_ON, "off": NORMALIZE_OFF}[d.get("normalize_paths", "auto")]
+    out.keep_slashes = d.get("encoded_slashes", "refuse") == "keep"
+    out.policy = load_policy(w, s, d)
     return 0
 
 
@@ -211,6 +166,7 @@ cdef inline int _identity(Worker *w, Snapshot *s, dict d) except -1:
     cdef const unsigned char *alpn = <const unsigned char *>b"\x08http/1.1"
     if not identity:
         return 0
+    _text(s, &s.own_id, identity.get("spiffe_id") or f"spiffe://{d['trust_domain']}/{d['workload']}")
     certificate = identity["certificate"].encode()
     key = identity["key"].encode()
     bundle = identity["bundle"].encode()
@@ -256,7 +212,7 @@ cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
         s.names[at] = i + 1
     s.listeners = <ListenerConf *>_block(s, (len(listeners) + 1) * sizeof(ListenerConf))
     for i in range(<uint32_t>len(listeners)):
-        _listener(s, &s.listeners[i], listeners[i])
+        _listener(w, s, &s.listeners[i], listeners[i])
         s.nlisteners += 1
     return 0
 

@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from fastmesh.core.base.buffer cimport pool_free, pool_in_use, pool_init
 from fastmesh.core.base.intern cimport intern_free
+from fastmesh.core.base.shared cimport shared_free
 from fastmesh.core.base.list cimport Node, list_empty, list_init, list_remove
 from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
 from fastmesh.core.base.slab cimport slab_free, slab_init
@@ -35,6 +36,7 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport (
     AreaHeader, G_BUFFERS, G_COUNT, S_ACTIVE, area_ring, area_service, area_worker,
 )
+from fastmesh.core.traffic.policy cimport policy_scratch_free
 from fastmesh.core.wire.tls cimport tls_engine_free, tls_engine_init
 
 cdef enum:
@@ -221,6 +223,8 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
         w.pipes_open -= 1
     w.npipes = 0
     intern_free(&w.identities)
+    shared_free(&w.client_certs)
+    policy_scratch_free(&w.policy)
     if w.tls.bio != NULL:
         tls_engine_free(&w.tls)
     free(w.input)

@@ -4,6 +4,7 @@ from libc.stdlib cimport free
 
 from fastmesh.core.io.state cimport Upstream, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free
+from fastmesh.core.traffic.policy cimport Policy, policy_list_free
 from fastmesh.core.traffic.snapshot cimport Block, Snapshot
 from libc.stdint cimport uint32_t
 
@@ -15,6 +16,7 @@ cdef inline void snapshot_ref(Snapshot *s) noexcept nogil:
 cdef inline void snapshot_unref(Worker *w, Snapshot *s) noexcept nogil:
     """Drop a reference; the last one frees the snapshot and lets go of its endpoints' pools."""
     cdef Block *b
+    cdef Policy *policy
     cdef uint32_t i
     cdef uint32_t k
     s.refs -= 1
@@ -28,6 +30,11 @@ cdef inline void snapshot_unref(Worker *w, Snapshot *s) noexcept nogil:
         SSL_CTX_free(<SSL_CTX *>s.server_ctx)
     if s.client_ctx != NULL:
         SSL_CTX_free(<SSL_CTX *>s.client_ctx)
+    policy = s.policies
+    while policy != NULL:
+        policy_list_free(&policy.allow)
+        policy_list_free(&policy.deny)
+        policy = policy.next
     while s.blocks != NULL:
         b = <Block *>s.blocks
         s.blocks = b.next

@@ -20,11 +20,14 @@ from fastmesh.core.base.buffer cimport Buf, Pool, Queue
 from fastmesh.core.base.intern cimport Intern, Interned
 from fastmesh.core.base.list cimport Node
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
+from fastmesh.core.base.shared cimport Shared, SharedTexts
 from fastmesh.core.base.slab cimport Slab
 from fastmesh.core.base.timer cimport Timer, Wheel
 from fastmesh.core.sys.openssl cimport SSL_SESSION
 from fastmesh.core.sys.posix cimport epoll_event
+from fastmesh.core.traffic.admit cimport Caller
 from fastmesh.core.traffic.counters cimport AreaHeader, Ring, WorkerRow
+from fastmesh.core.traffic.policy cimport Decision, PolicyScratch
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
 from fastmesh.core.wire.http1_chunked cimport Http1Chunked
 from fastmesh.core.wire.message cimport Message
@@ -161,6 +164,8 @@ cdef struct Exchange:
     Service *service              # NULL: no service of that name
     Endpoint *endpoint
     Interned *identity            # of the caller, or NULL
+    Shared *client_cert           # for x-forwarded-client-cert: memory of the downstream end, or NULL
+    Decision decision             # of the rules
     Buf *replay                   # the request as it was sent, for another try
     Buf *log                      # method, authority, path, source: only with X_LOG
     Node all                      # on w.exchanges
@@ -217,10 +222,8 @@ cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream co
     End end                       # first: the exchange gives us an End
     Conn *conn
     Listener *listener
-    Interned *identity
-    uint64_t rules                # policy_peer of the listener's rules ...
-    ListenerConf *rules_of        # ... in this configuration,
-    uint32_t rules_at             # found when this many snapshots had been loaded: memory comes back
+    Caller caller                 # who it is, and which rules can concern it
+    Shared *client_cert           # for x-forwarded-client-cert; NULL without identity; a reference
     uint64_t left                 # request body bytes to come (length framing); lingering: bytes thrown away
     Http1Chunked chunked
     uint32_t scan
@@ -319,6 +322,8 @@ cdef struct Worker:
     Snapshot *snapshot
     uint32_t loads                # snapshots loaded so far
     Intern identities
+    SharedTexts client_certs
+    PolicyScratch policy
     TlsEngine tls
     char *input                   # INPUT_SCRATCH bytes: what recv fills
     char *plain                   # INPUT_SCRATCH bytes: what TLS decrypts into

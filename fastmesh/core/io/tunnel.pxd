@@ -9,7 +9,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmesh.core.base.buffer cimport queue_clear
-from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
     R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE,
@@ -27,11 +26,12 @@ from fastmesh.core.io.state cimport (
     Listener, Tunnel, Upstream, Worker, X_HEAD_SENT, X_LOG, X_OPAQUE, X_REQ_DONE,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
+from fastmesh.core.traffic.admit cimport Caller, admit_opaque
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
     G_TUNNELS, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
 )
-from fastmesh.core.traffic.policy cimport policy_allows_opaque, policy_peer
+from fastmesh.core.traffic.policy cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH
 from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
 
@@ -109,11 +109,12 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
     return False
 
 
-cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, Interned *identity, const char *peer,
+cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, const PolicyFacts *facts, const char *peer,
                                uint8_t peer_len, uint8_t ip_len) noexcept nogil:
     """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over."""
     cdef Tunnel *t = _open(w, down, l)
     cdef Exchange *x
+    cdef Caller caller
     if t == NULL:
         w.row.reasons[R_NO_MEMORY] += 1
         l.nconns -= 1
@@ -122,7 +123,7 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, Interned *ide
     memcpy(t.peer, peer, peer_len)
     t.peer_len = peer_len
     t.ip_len = ip_len
-    x = exchange_open(w, NULL, l, identity, t.peer, peer_len, ip_len)
+    x = exchange_open(w, NULL, l, facts.identity, t.peer, peer_len, ip_len)
     t.ex = x
     if x == NULL:
         tunnel_destroy(w, t, R_NO_MEMORY)
@@ -134,8 +135,9 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, Interned *ide
     x.service = &x.snapshot.services[l.conf.service]
     x.service.row.counters[S_ACTIVE] += 1
     exchange_keep_log(w, x, NULL)
-    if l.conf.has_allow and (identity == NULL or not policy_allows_opaque(
-            l.conf, policy_peer(l.conf, identity.text, identity.len))):
+    memset(&caller, 0, sizeof(Caller))
+    caller.facts = facts[0]
+    if admit_opaque(l.conf, x.service, &caller, w.loads, &x.decision) < 0:
         down.flags |= C_CUT
         tunnel_destroy(w, t, R_DENIED)
         return

@@ -125,6 +125,7 @@ cdef extern from "<openssl/x509.h>" nogil:
     void X509_free(X509 *cert)
     int X509_up_ref(X509 *cert)
     int X509_cmp(const X509 *a, const X509 *b)
+    int X509_digest(const X509 *cert, const EVP_MD *md, unsigned char *digest, unsigned int *n)
     const ASN1_INTEGER *X509_get0_serialNumber(const X509 *cert)
     const ASN1_TIME *X509_get0_notBefore(const X509 *cert)
     const ASN1_TIME *X509_get0_notAfter(const X509 *cert)

@@ -53,6 +53,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *buf, size_t n, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int getpeername(int fd, sockaddr *address, socklen_t *n)
+    int getsockname(int fd, sockaddr *address, socklen_t *n)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *n)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t n)
 

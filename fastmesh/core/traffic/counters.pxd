@@ -1,6 +1,7 @@
 # The counters and rings that workers and agent share.
 #
-# One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows and a log ring.
+# One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows, `rules`
+# RuleRows and a log ring.
 # A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up,
 # so nothing here is locked or atomic except the ring's two positions. A worker that replaces a dead one goes
 # on with the same rows; it zeroes the gauges first. Adding a counter: a line in the enum, a line in
@@ -37,6 +38,7 @@ cdef enum:  # Counter
     K_TLS_FAILED_UPSTREAM
     K_TUNNELS
     K_DETECT_TIMEOUTS
+    K_REGEX_LIMITS
     K_IMPOSSIBLE
     K_SNAPSHOT
     K_COUNT
@@ -58,6 +60,12 @@ cdef enum:  # ServiceCounter
     S_ACTIVE                  # a gauge
     S_COUNT
 
+cdef enum:  # RuleCounter
+    A_ALLOWED = 0
+    A_DENIED
+    A_AUDITED                 # would have been denied
+    A_COUNT
+
 cdef enum:
     LATENCY_BUCKETS = 18      # 17 bounds and the rest
     RING_BYTES = 262144
@@ -72,6 +80,9 @@ cdef struct ServiceRow:
     uint64_t latency[18]      # LATENCY_BUCKETS, not cumulative
     uint64_t latency_sum_us
 
+cdef struct RuleRow:
+    uint64_t counters[4]      # enum RuleCounter
+
 cdef struct Ring:             # single producer (worker), single consumer (agent), bytes
     uint64_t head             # bytes ever written (producer)
     uint64_t _pad1[7]
@@ -85,7 +96,7 @@ cdef struct AreaHeader:
     uint32_t magic
     uint32_t workers
     uint32_t services
-    uint32_t _pad
+    uint32_t rules
     uint64_t slot_bytes
     uint64_t size
     unsigned char ticket_keys[80] # TLS session tickets: the same in all workers, also in later ones
@@ -109,10 +120,14 @@ cdef struct LogRecord:        # fixed part; the strings follow in the order of t
     uint16_t source_len
     uint16_t upstream_len
     uint16_t identity_len
+    uint16_t rule_len         # 0: no rule decided
+    uint8_t verdict           # enum Verdict
+    uint8_t audit             # a refusal that was let through
+    uint8_t by_service        # the service's rules decided
 
 
-cdef inline size_t area_slot_bytes(uint32_t services) noexcept nogil:
-    cdef size_t n = sizeof(WorkerRow) + services * sizeof(ServiceRow) + sizeof(Ring)
+cdef inline size_t area_slot_bytes(uint32_t services, uint32_t rules) noexcept nogil:
+    cdef size_t n = sizeof(WorkerRow) + services * sizeof(ServiceRow) + rules * sizeof(RuleRow) + sizeof(Ring)
     return (n + 4095) & ~<size_t>4095
 
 
@@ -128,8 +143,13 @@ cdef inline ServiceRow *area_service(AreaHeader *a, uint32_t slot, uint32_t serv
     return <ServiceRow *>(area_slot(a, slot) + sizeof(WorkerRow)) + service
 
 
+cdef inline RuleRow *area_rule(AreaHeader *a, uint32_t slot, uint32_t rule) noexcept nogil:
+    return <RuleRow *>(area_slot(a, slot) + sizeof(WorkerRow) + a.services * sizeof(ServiceRow)) + rule
+
+
 cdef inline Ring *area_ring(AreaHeader *a, uint32_t slot) noexcept nogil:
-    return <Ring *>(area_slot(a, slot) + sizeof(WorkerRow) + a.services * sizeof(ServiceRow))
+    return <Ring *>(area_slot(a, slot) + sizeof(WorkerRow) + a.services * sizeof(ServiceRow)
+                    + a.rules * sizeof(RuleRow))
 
 
 cdef inline int latency_bucket(uint64_t us) noexcept nogil:

@@ -8,6 +8,8 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmesh.core.sys.posix cimport sockaddr_storage, socklen_t
 from fastmesh.core.traffic.counters cimport ServiceRow
+from fastmesh.core.traffic.policy cimport Policy
+from fastmesh.core.traffic.text_index cimport Text
 
 cdef enum:  # Protocol
     PROTO_HTTP = 0
@@ -31,9 +33,10 @@ cdef enum:  # ReuseRetry
     REUSE_IDEMPOTENT
     REUSE_OFF
 
-cdef struct Text:         # owned, NUL-terminated
-    char *ptr
-    uint32_t len
+cdef enum:  # Normalize
+    NORMALIZE_AUTO = 0    # where rules speak of paths
+    NORMALIZE_ON
+    NORMALIZE_OFF         # never: what is not in normal form is refused where rules speak of paths
 
 cdef struct Endpoint:
     sockaddr_storage address
@@ -55,15 +58,7 @@ cdef struct Service:
     uint32_t pool_idle_max
     uint32_t pool_idle_timeout_ms
     ServiceRow *row
-
-cdef struct AllowRule:
-    uint32_t nfrom
-    Text *from_id         # SPIFFE ids; a trailing "*" makes a prefix, "*" alone anyone authenticated
-    uint32_t methods      # bit per enum Method; 0: all
-    uint32_t nother       # further methods by name
-    Text *other
-    uint32_t npaths       # 0: all
-    Text *paths           # exact, or a prefix that ends in "/*"
+    Policy *policy        # NULL: no rules
 
 cdef struct ListenerConf:
     Text name
@@ -74,10 +69,11 @@ cdef struct ListenerConf:
     uint8_t x_forwarded   # enum ForwardedMode
     uint8_t forwarded
     uint8_t via
-    uint8_t has_allow
+    uint8_t client_cert   # enum ForwardedMode: x-forwarded-client-cert
+    uint8_t normalize     # enum Normalize
+    uint8_t keep_slashes  # encoded ones are part of their segment
     int32_t service       # index, or -1: by Host
-    uint32_t nallow
-    AllowRule *allow
+    Policy *policy        # NULL: no rules
     uint32_t header_timeout_ms
     uint32_t idle_timeout_ms
     uint32_t stream_idle_timeout_ms
@@ -95,6 +91,8 @@ cdef struct Snapshot:
     uint32_t *names
     void *server_ctx      # SSL_CTX, or NULL without identity
     void *client_ctx
+    Text own_id           # SPIFFE id of this workload; empty without identity
+    Policy *policies      # all of them: they own regexes
     double log_sample     # 0: no access log
     uint64_t drain_ms
     void *blocks          # list of allocations (Block)

@@ -10,8 +10,8 @@ from fastmesh.core.base.reason cimport (
 from fastmesh.core.wire.message cimport (
     FIELD_HOP, FRAMING_CHUNKED, FRAMING_LENGTH, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_EXPECT,
     F_FORWARDED, F_HOST, F_KEEP_ALIVE, F_OTHER, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FASTMESH_REASON,
-    F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, LENGTH_UNKNOWN, MSG_HAS_HOP,
-    MSG_HTTP10, Message,
+    F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, LENGTH_UNKNOWN,
+    MSG_HAS_HOP, MSG_HTTP10, Message,
 )
 from fastmesh.core.wire.http1_scan cimport (
     FM_DIGIT, FM_HEX, FM_REGNAME, fm_class, fm_scan_token, http1_equal, http1_field_id,
@@ -23,7 +23,7 @@ cdef enum:
     # Connection that names one of these would make a hop drop what framing, routing or trust rests on.
     HTTP1_NEVER_HOP_IDS = (1 << F_HOST | 1 << F_CONTENT_LENGTH | 1 << F_TRANSFER_ENCODING | 1 << F_EXPECT
                            | 1 << F_VIA | 1 << F_FORWARDED | 1 << F_X_FORWARDED_FOR | 1 << F_X_FORWARDED_HOST
-                           | 1 << F_X_FORWARDED_PROTO | 1 << F_X_FASTMESH_REASON)
+                           | 1 << F_X_FORWARDED_PROTO | 1 << F_X_FORWARDED_CLIENT_CERT | 1 << F_X_FASTMESH_REASON)
 
 cdef enum Http1Option:
     HTTP1_CLOSE = 1

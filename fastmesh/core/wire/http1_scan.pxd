@@ -9,7 +9,7 @@ from fastmesh.core.wire.message cimport (
     F_CONNECTION, F_CONTENT_LENGTH, F_CONTENT_TYPE, F_DATE, F_EXPECT, F_FORWARDED, F_HOST, F_KEEP_ALIVE,
     F_OTHER, F_PROXY_AUTHENTICATE, F_PROXY_AUTHORIZATION, F_PROXY_CONNECTION, F_SERVER, F_TE, F_TRAILER,
     F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FASTMESH_REASON, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST,
-    F_X_FORWARDED_PROTO,
+    F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_PROTO,
 )
 
 cdef extern from *:
@@ -202,4 +202,8 @@ cdef inline uint8_t http1_field_id(const char *p, size_t n) noexcept nogil:
         if (head == fm_load64(b"proxy-au") and _low4(p + 8) == fm_load32(b"thor")
                 and tail == fm_load64(b"rization")):
             return F_PROXY_AUTHORIZATION
+    elif n == 23:
+        if (head == fm_load64(b"x-forwar") and _low8(p + 8) == fm_load64(b"ded-clie")
+                and tail == fm_load64(b"ent-cert")):
+            return F_X_FORWARDED_CLIENT_CERT
     return F_OTHER

@@ -56,6 +56,7 @@ cdef enum:  # FieldId
     F_PROXY_AUTHORIZATION
     F_PROXY_AUTHENTICATE
     F_CONTENT_TYPE
+    F_X_FORWARDED_CLIENT_CERT
 
 cdef enum:  # FieldFlag
     FIELD_HOP = 1             # ends at this hop: hop-by-hop by definition or named by Connection

@@ -342,6 +342,19 @@ cdef inline size_t tls_peer_id(Tls *t, char *buf, size_t cap) noexcept nogil:
     return svid_uri(leaf, buf, cap) if leaf != NULL else 0
 
 
+cdef inline bint tls_peer_hash(Tls *t, unsigned char *digest) noexcept nogil:
+    """SHA-256 of the certificate the peer proved to hold (its DER form), 32 bytes. False: there is none."""
+    cdef X509 *leaf
+    cdef unsigned int n = 0
+    if not t.flags & TLS_F_DONE:
+        return False
+    leaf = SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
+    if leaf == NULL or not X509_digest(leaf, EVP_sha256(), digest, &n):
+        ERR_clear_error()
+        return False
+    return n == 32
+
+
 cdef inline bint tls_resumed(Tls *t) noexcept nogil:
     """After the handshake: did it resume a session?"""
     return t.flags & TLS_F_RESUMED != 0
