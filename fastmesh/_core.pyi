@@ -1,6 +1,6 @@
 """What Python sees of the data plane. The implementation is `_core.pyx`; keep both in one commit."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 RUN_CONTROL: Final[int]
 RUN_DRAINED: Final[int]
@@ -59,6 +59,17 @@ class Worker:
 
     def run(self, control_fd: int) -> int:
         """Serve until `control_fd` is readable (RUN_CONTROL) or a drain has ended (RUN_DRAINED)."""
+
+    def explain(
+        self,
+        listener: str,
+        head: bytes,
+        identity: str | None = None,
+        source: str | None = None,
+        port: int = 0,
+    ) -> dict[str, Any]:
+        """What the snapshot in force would make of a request head (empty: of opaque bytes) of this caller:
+        reason (None: it goes on), service, endpoints, path, decision, rule, rules_of, audit."""
 
     def drain(self, deadline_ms: int) -> None:
         """Stop accepting, once the accept queues are empty, and let exchanges finish."""

@@ -13,8 +13,9 @@ from libc.string cimport memcpy, memset, strlen
 from fastmesh.core.base.buffer cimport pool_in_use
 from fastmesh.core.base.check cimport FM_DEBUG_BUILD
 from fastmesh.core.base.reason cimport (
-    R_COUNT, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
+    R_BAD_REQUEST_LINE, R_BAD_TARGET, R_CONNECT_NOT_ALLOWED, R_COUNT, R_NO_ENDPOINT, R_NO_SERVICE, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
 )
+from fastmesh.core.base.intern cimport intern
 from fastmesh.core.base.timer cimport timer_init
 from fastmesh.core.io.listener cimport listener_again, listener_event, listener_watch
 from fastmesh.core.io.load cimport load_snapshot
@@ -27,17 +28,21 @@ from fastmesh.core.io.state cimport Listener, Source
 from fastmesh.core.io.state cimport Worker as CWorker
 from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
 from fastmesh.core.sys.posix cimport (
-    EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
-    SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, malloc_trim, memfd_create, mmap, munmap, prctl,
+    AF_INET, AF_INET6, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
+    SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, inet_pton, malloc_trim, memfd_create, mmap, munmap, prctl,
     setsockopt,
 )
 from fastmesh.core.traffic.counters cimport (
     AREA_MAGIC, A_COUNT, AreaHeader, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, RuleRow, S_COUNT,
     ServiceRow, WorkerRow, area_ring, area_rule, area_service, area_slot_bytes, area_worker, latency_bound_us,
 )
-from fastmesh.core.traffic.policy cimport NO_VERDICT, ALLOWED, DENIED, policy_compile
+from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
+from fastmesh.core.traffic.policy cimport ALLOWED, DENIED, Decision, NO_VERDICT, policy_compile
+from fastmesh.core.traffic.route cimport route
 from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_error_message
-from fastmesh.core.traffic.snapshot cimport ListenerConf, Snapshot
+from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, Snapshot
+from fastmesh.core.wire.http1 cimport http1_parse_request
+from fastmesh.core.wire.message cimport M_CONNECT, Message
 from fastmesh.core.wire.path cimport path_normalise
 
 import json
@@ -426,6 +431,71 @@ cdef class Worker:
                 PyErr_CheckSignals()                # Python's handlers run now; one may raise
                 continue
             return RUN_CONTROL if r == TURN_CONTROL else RUN_DRAINED
+
+    def explain(self, str listener, bytes head, identity=None, source=None, int port=0):
+        """What would become of a request (b"": of opaque bytes), asked of what the data plane asks."""
+        cdef CWorker *w = self.w
+        cdef Snapshot *s = w.snapshot
+        cdef ListenerConf *conf = NULL
+        cdef Service *service = NULL
+        cdef Caller caller
+        cdef Decision decision
+        cdef Message *m = &w.msg
+        cdef bytearray work = bytearray(head)
+        cdef bytes raw
+        cdef uint32_t scan = 0
+        cdef uint32_t i
+        cdef int r = 0
+        memset(&decision, 0, sizeof(Decision))
+        memset(&caller, 0, sizeof(Caller))
+        if identity is not None:
+            raw = identity.encode()
+            caller.facts.identity = intern(&w.identities, raw, <uint32_t>len(raw))
+        if source is not None:
+            raw = source.encode()
+            caller.facts.family = 6 if ":" in source else 4
+            if inet_pton(AF_INET6 if ":" in source else AF_INET, raw, caller.facts.address) != 1:
+                raise ValueError(f"{source!r} is no IP address")
+        caller.facts.port = <uint16_t>port
+        for i in range(s.nlisteners):
+            if s.listeners[i].name.ptr[:s.listeners[i].name.len] == listener.encode():
+                conf = &s.listeners[i]
+        if conf == NULL:
+            raise ValueError(f"the snapshot has no listener {listener!r}")
+        if head:
+            r = http1_parse_request(<char *>work, len(work), &scan, m)
+            r = r if r < 0 else 0 if r == <int>len(work) else -R_BAD_REQUEST_LINE
+        if r == 0:
+            if not head:
+                service = &s.services[conf.service] if conf.service >= 0 else NULL
+            else:
+                service = route(s, conf, m.base + m.authority.at, m.authority.len)
+            if service == NULL:
+                r = -R_NO_SERVICE
+            elif head:
+                r = admit(&w.policy, conf, service, &caller, w.loads, m, &decision)
+            else:
+                r = admit_opaque(conf, service, &caller, w.loads, &decision)
+            if r == 0 and head and m.method == M_CONNECT and not conf.outbound:
+                r = -R_CONNECT_NOT_ALLOWED
+            elif r == 0 and service.nendpoints == 0:
+                r = -R_NO_ENDPOINT
+        path = None
+        if head and r != -R_BAD_TARGET and m.path.len > 0 and service != NULL:
+            path = m.base[m.path.at:m.path.at + m.path.len].decode("utf-8", "backslashreplace")
+        return {
+            "reason": REASONS[-r][0] if r < 0 else None,
+            "service": service.name.ptr[:service.name.len].decode() if service != NULL else None,
+            "endpoints": [] if service == NULL else [
+                service.endpoints[i].text.ptr[:service.endpoints[i].text.len].decode()
+                for i in range(service.nendpoints)],
+            "path": path,
+            "decision": _VERDICTS[decision.verdict],
+            "rule": None if decision.verdict == NO_VERDICT else "default" if decision.rule == NULL else (
+                decision.rule.name.ptr[:decision.rule.name.len].decode()),
+            "rules_of": None if decision.verdict == NO_VERDICT else "service" if decision.service else "listener",
+            "audit": bool(decision.audit),
+        }
 
     def drain(self, int deadline_ms):
         """Stop accepting and let exchanges end; run() returns RUN_DRAINED then, or after `deadline_ms`."""
