@@ -94,6 +94,17 @@ def test_counters_by_rule() -> None:
     assert dict(rules.counters()[:3]) == {"default": [0, 2, 0], "a": [1, 0, 0], "d": [0, 1, 0]}
 
 
+@given(st.lists(st.binary(max_size=3), max_size=600))
+def test_shared_texts_come_and_go(texts: list[bytes]) -> None:
+    """What the application is told of callers is held once for each certificate, and while it is needed."""
+    assert _policy.share(texts) == (len(set(texts)), 0)
+
+
+def test_many_shared_texts() -> None:
+    texts = [b"By=%d" % number for number in range(5000)]
+    assert _policy.share(texts * 2) == (5000, 0)
+
+
 # A second implementation, as plain as can be.
 
 SEGMENTS = st.sampled_from(["a", "b", "ab", "a-b", "c"])

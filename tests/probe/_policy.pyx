@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from fastmesh.core.base.intern cimport intern, intern_free
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo, reasons_init
+from fastmesh.core.base.shared cimport Shared, SharedTexts, shared_free, shared_get, shared_put
 from fastmesh.core.io.load_policy cimport load_policy
 from fastmesh.core.io.state cimport Worker
 from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, inet_pton
@@ -205,3 +206,26 @@ cdef class Engine:
                     r |= admit(&self.w.policy, &self.conf, &self.service, &caller, self.w.loads, &m, &d)
             clock_gettime(CLOCK_MONOTONIC, &stop)
         return ((stop.tv_sec - start.tv_sec) * 1e9 + (stop.tv_nsec - start.tv_nsec)) / rounds, r == 0
+
+
+def share(list texts):
+    """Takes a reference to each text, in order, and gives them back in another: how many there were at most, and
+    how many are left. Equal texts are one, and what is kept reads as what was put in."""
+    cdef SharedTexts table
+    cdef list held = []
+    cdef Shared *e
+    cdef uint32_t most
+    memset(&table, 0, sizeof(SharedTexts))
+    for text in texts:
+        e = shared_get(&table, <char *>(<bytes>text), <uint32_t>len(text))
+        assert e != NULL and e.text[:e.len] == text
+        held.append((text, <size_t>e))
+    assert len({at for _, at in held}) == len(set(texts)) == table.count
+    most = table.count
+    for text, at in sorted(held):
+        e = <Shared *><size_t>at
+        assert e.text[:e.len] == text
+        shared_put(&table, e)
+    left = table.count
+    shared_free(&table)
+    return most, left
