@@ -30,7 +30,7 @@ cdef inline int path_escape(const char *p, size_t left) noexcept nogil:
     """The byte that the escape at `p` stands for; -1: it is none."""
     cdef int high
     cdef int low
-    if left < 3:
+    if left < 3 or p[0] != c'%':
         return -1
     high = path_hex(<unsigned char>p[1])
     low = path_hex(<unsigned char>p[2])
@@ -57,7 +57,7 @@ cdef inline int _dots(const char *p, size_t n) noexcept nogil:
         k += 1
     if k == 0 or <size_t>k == n:
         return k
-    return -1 if p[k] == c';' or p[k] == c'%' and path_escape(p + k, n - k) == c';' else 0
+    return -1 if p[k] == c';' or path_escape(p + k, n - k) == c';' else 0
 
 
 cdef inline bint path_is_normal(const char *p, size_t n) noexcept nogil:
@@ -74,7 +74,7 @@ cdef inline bint path_is_normal(const char *p, size_t n) noexcept nogil:
                     k = i + 2
                     if k < n and p[k] == c'.':
                         k += 1
-                    if k == n or p[k] == c'/' or p[k] == c';' or p[k] == c'%':
+                    if k == n or p[k] == c'/' or p[k] == c';' or path_escape(p + k, n - k) == c';':
                         return False
         elif p[i] == c'%':
             c = path_escape(p + i, n - i)
