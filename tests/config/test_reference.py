@@ -233,7 +233,7 @@ TEXTS = [
     *("GET", "M-X", "G T", "*", "/", "/*", "/a*", "/a*b", "/a?b", "a/b", "spiffe://d/a", "spiffe://d/*"),
     *("off", "json", "mesh", "edge", "append", "true", "1e3", "mesh.local", "x" * 255, "a\tb"),
 ]
-# What the loader refuses although the pattern lets it pass: an identity has none, and no pattern knows regexes.
+# What the loader refuses although the pattern lets it pass: an identity has none, none knows regexes.
 LAXER = {("identity", text) for text in TEXTS} | {("regex", "*")}
 
 

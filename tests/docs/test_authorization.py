@@ -31,6 +31,7 @@ def test_every_command_of_the_guide(tmp_path: Path) -> None:
     assert shown in done.stdout
     for line in (
         "rule       deny by the listener's rules: rule no-exports",
+        "as it should be",
         "rule       allow by the listener's rules: rule shop-writes",
         "rule       deny by the listener's rules: no rule holds (only audited: it passes)",
     ):
