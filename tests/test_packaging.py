@@ -62,12 +62,12 @@ def test_no_build_without_the_extension(tree: Path) -> None:
 def test_missing_libraries_are_named(tree: Path) -> None:
     result = setup(tree, "--version", PKG_CONFIG_LIBDIR="/nonexistent", PKG_CONFIG_PATH="")
     assert result.returncode != 0
-    wanted = "On Debian: apt-get install gcc python3-dev libssl-dev libnghttp2-dev"
+    wanted = "On Debian: apt-get install gcc python3-dev libssl-dev libnghttp2-dev libpcre2-dev"
     assert result.stderr.rstrip().endswith(wanted)
 
 
 def test_missing_pkg_config_is_named_with_the_rest(tree: Path, tmp_path: Path) -> None:
     result = setup(tree, "--version", PATH=str(tmp_path))
     assert result.returncode != 0
-    wanted = "On Debian: apt-get install gcc python3-dev pkg-config libssl-dev libnghttp2-dev"
+    wanted = "On Debian: apt-get install gcc python3-dev pkg-config libssl-dev libnghttp2-dev libpcre2-dev"
     assert result.stderr.rstrip().endswith(wanted)

@@ -197,7 +197,7 @@ cdef inline int conn_write(Worker *w, Conn *c, const char *p, size_t n) noexcept
 cdef inline int conn_write_body(Worker *w, Conn *c, const char *p, size_t n) noexcept nogil:
     """Queue body bytes: takes the buffer they were read into where that is worth it, copies otherwise."""
     cdef Buf *b = w.handoff
-    if b != NULL and n >= INPUT_SCRATCH // 2 and p >= b.data and p + n <= b.data + b.cap:
+    if b != NULL and n >= INPUT_SCRATCH // 4 * 3 and p >= b.data and p + n <= b.data + b.cap:
         w.handoff = NULL
         b.start = <uint32_t>(p - b.data)
         b.end = b.start + <uint32_t>n

@@ -35,8 +35,8 @@ from fastmesh.core.wire.tls cimport Tls, TlsEngine
 
 cdef enum:
     INPUT_SCRATCH = 65536         # most bytes taken from a socket in one call
-    WIRE_SCRATCH = 196608         # ciphertext of one flush: 160 KiB and its records' overhead
-    TX_HIGH = 131072              # queued bytes at which the source is told to stop ...
+    WIRE_SCRATCH = 98304          # ciphertext of one flush: 80 KiB and its records' overhead
+    TX_HIGH = 98304               # queued bytes at which the source is told to stop ...
     TX_LOW = 32768                # ... and below which it is told to go on
     REPLAY_MAX = 65536            # bytes of a request kept for another try
     TURN_EVENTS = 64              # events a turn works through: what they touch stays in the cache
