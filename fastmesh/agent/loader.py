@@ -1,8 +1,11 @@
-"""Reads a configuration in a process of its own: `python -m fastmesh.agent.loader RESULT_FD < request`.
+"""Reads a configuration, or an identity alone, in a process of its own:
+`python -m fastmesh.agent.loader RESULT_FD < request`.
 
 The request is a JSON object: the file (`config`, absolute), `workers` (null: as the file says), the `number`
 that the snapshot gets, and of the snapshot in use its `digest`, `slots` and `rule_slots`. The result is the
 body of the frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
+With a `snapshot` in the request (the one in use, without its key) only its identity is read anew, and
+everything else stays as it is: the file may be in the middle of somebody's work.
 
 A process that ends gives all its memory back, cannot be slowed down by the agent, and may be killed when a
 name server does not answer. It ends with the agent, too: nobody is left to wait for its result.
@@ -27,13 +30,16 @@ def load(request: dict[str, Any]) -> bytes:
     from fastmesh.config import ConfigErrors, load, make_snapshot
 
     try:
-        snapshot = make_snapshot(
-            load(Path(request["config"])),
-            request["number"],
-            request["workers"],
-            request["slots"],
-            rule_slots=request["rule_slots"],
-        )
+        if request.get("snapshot"):
+            snapshot = _renewed(request["snapshot"], request["number"])
+        else:
+            snapshot = make_snapshot(
+                load(Path(request["config"])),
+                request["number"],
+                request["workers"],
+                request["slots"],
+                rule_slots=request["rule_slots"],
+            )
     except ConfigErrors as error:
         errors = [str(one) for one in error.errors]
         return encode({"type": "config_error", "errors": errors, "initial": request["digest"] is None})
@@ -46,6 +52,18 @@ def load(request: dict[str, Any]) -> bytes:
     if snapshot["digest"] == request["digest"]:
         return encode({"type": "unchanged"})
     return snapshot_frame(encode(snapshot))
+
+
+def _renewed(snapshot: dict[str, Any], number: int) -> dict[str, Any]:
+    """The same snapshot with the identity that its directory holds now."""
+    from fastmesh.config.snapshot import digest_of, identity_of
+
+    before = snapshot["identity"]
+    identity = identity_of(
+        Path(before["pki"]), before["workload"], snapshot["trust_domain"], before["spiffe_id"]
+    )
+    renewed = {**snapshot, "number": number, "identity": identity}
+    return renewed | {"digest": digest_of(renewed)}
 
 
 def _end_with_reader(result_fd: int) -> None:

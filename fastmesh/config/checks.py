@@ -52,6 +52,7 @@ class _Checks:
 
     def run(self) -> None:
         self.identity()
+        self.spiffe_ids()
         self.unique_names()
         self.unique_binds()
         for index, listener in self.listeners:
@@ -78,6 +79,18 @@ class _Checks:
         for name, service in self.services.items():
             if service.tls == "mesh":
                 self.report(("services", name, "tls"), f"tls: mesh {needed}")
+
+    def spiffe_ids(self) -> None:
+        domain, own = self.config.trust_domain, self.config.spiffe_id
+        if own is None or domain is None or INVALID in (own, domain):
+            pass
+        elif not own.startswith(f"spiffe://{domain}/"):
+            message = f"{shown(own)} is not of trust_domain {shown(domain)}, expected spiffe://{domain}/…"
+            self.report(("spiffe_id",), message)
+        for name, service in self.services.items():
+            if service.spiffe_id is not None and service.tls == "none":
+                message = "spiffe_id without TLS, expected tls: mesh: nothing is proven in plaintext"
+                self.report(("services", name, "spiffe_id"), message)
 
     def unique_names(self) -> None:
         first: dict[str, int] = {}

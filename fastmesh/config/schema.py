@@ -32,6 +32,7 @@ ListenerName = Annotated[str, Meta(extra={"kind": values.LISTENER_NAME})]
 ServiceName = Annotated[str, Meta(extra={"kind": values.SERVICE_NAME})]
 Workload = Annotated[str, Meta(extra={"kind": values.WORKLOAD})]
 TrustDomain = Annotated[str, Meta(extra={"kind": values.TRUST_DOMAIN})]
+SpiffeId = Annotated[str, Meta(extra={"kind": values.SPIFFE_ID})]
 From = Annotated[str, Meta(extra={"kind": values.FROM})]
 Method = Annotated[str, Meta(extra={"kind": values.METHOD})]
 PathPattern = Annotated[str, Meta(extra={"kind": values.PATH_PATTERN})]
@@ -306,6 +307,17 @@ class Listener(Section, frozen=True, kw_only=True):
         Duration,
         Meta(ge=1, description="How long an opaque (TCP or upgraded) connection may be silent both ways."),
     ] = 1 * HOUR
+    max_connection_age: Annotated[
+        Duration | None,
+        Meta(
+            ge=1,
+            description="How old a connection may get: then the next answer says `Connection: close`, and an "
+            "idle connection is closed. Left out: as old as the certificates that it was made with. Opaque "
+            "(TCP or upgraded) connections are never cut for their age; with this setting they end with "
+            "their certificates, without it they go on.",
+            examples=["1h"],
+        ),
+    ] = None
     max_connections: Annotated[
         int | None,
         Meta(
@@ -376,6 +388,14 @@ class Service(Section, frozen=True, kw_only=True):
             "this service. `none`: plaintext."
         ),
     ] = "none"
+    spiffe_id: Annotated[
+        SpiffeId | None,
+        Meta(
+            description="With `tls: mesh`: the identity that the peer must prove instead of "
+            "`spiffe://TRUST_DOMAIN/NAME`.",
+            examples=["spiffe://mesh.local/ns/shop/sa/cart"],
+        ),
+    ] = None
     connect_timeout: Annotated[
         Duration,
         Meta(ge=1, description="How long connecting to one endpoint may take; then the next is tried."),
@@ -447,6 +467,14 @@ class Config(Section, frozen=True, kw_only=True):
             description="The name of the workload that this proxy stands for: its identity is "
             "`spiffe://TRUST_DOMAIN/WORKLOAD`. Needed by `tls: mesh` and `permissive`.",
             examples=["svc-a"],
+        ),
+    ] = None
+    spiffe_id: Annotated[
+        SpiffeId | None,
+        Meta(
+            description="The identity that the certificate of this workload must have instead of "
+            "`spiffe://TRUST_DOMAIN/WORKLOAD`: one issued with `certs issue --spiffe`.",
+            examples=["spiffe://mesh.local/ns/shop/sa/cart"],
         ),
     ] = None
     trust_domain: Annotated[

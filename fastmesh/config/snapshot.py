@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -86,7 +87,7 @@ def make_snapshot(
         "listeners": listeners,
         "services": services,
     }
-    return {"number": number, "digest": hashlib.sha256(msgspec.json.encode(body)).hexdigest(), **body}
+    return {"number": number, "digest": digest_of(body), **body}
 
 
 def needs_identity(config: Config) -> bool:
@@ -107,16 +108,42 @@ def _assign_slots(names: list[str], before: Mapping[str, int], size: int) -> dic
     return {name: kept[name] if name in kept else next(free) for name in names}
 
 
-def _identity(loaded: Loaded) -> dict[str, str] | None:
+def digest_of(body: Mapping[str, Any]) -> str:
+    """What two snapshots of the same content have in common; `number` and `digest` are no content."""
+    content = {key: value for key, value in body.items() if key not in ("number", "digest")}
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def _identity(loaded: Loaded) -> dict[str, Any] | None:
     config = loaded.config
     if not needs_identity(config):
         return None
-    from fastmesh.certs.store import load_identity  # brings in `ssl`: only those who need it pay
-
     assert config.pki is not None and config.workload is not None  # checks.py
     directory = loaded.path.parent / config.pki
-    identity = load_identity(directory, config.workload, trust_domain=config.trust_domain)
-    return {"certificate": identity.certificate, "key": identity.key, "bundle": identity.bundle}
+    return identity_of(directory, config.workload, config.trust_domain, config.spiffe_id)
+
+
+def identity_of(
+    pki: Path, workload: str, trust_domain: str | None, spiffe_id: str | None = None
+) -> dict[str, Any]:
+    """The identity of a snapshot: proven, whole, and with the place it came from. Raises PkiError."""
+    from fastmesh.certs.store import load_identity  # brings in `ssl`: only those who need it pay
+
+    identity = load_identity(pki, workload, trust_domain=trust_domain, spiffe_id=spiffe_id)
+    return {
+        "certificate": identity.certificate,
+        "key": identity.key,
+        "bundle": identity.bundle,
+        "pki": str(pki),
+        "workload": workload,
+        "spiffe_id": identity.spiffe_id,
+        "not_before": identity.not_before,
+        "not_after": identity.not_after,
+        "issuer_not_after": identity.issuer_not_after,
+        "root_not_after": identity.root_not_after,
+        "federated": dict(identity.federated),
+        "revoked": list(identity.revoked),
+    }
 
 
 def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any] | None:
@@ -150,6 +177,7 @@ def _listener(
         "idle_timeout_ms": listener.idle_timeout,
         "stream_idle_timeout_ms": listener.stream_idle_timeout,
         "tcp_idle_timeout_ms": listener.tcp_idle_timeout,
+        "max_connection_age_ms": listener.max_connection_age or 0,
         "max_connections": listener.max_connections or 0,
         "forwarded": {
             "x_forwarded": listener.forwarded.x_forwarded,
@@ -236,7 +264,7 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
         "name": name,
         "slot": slot,
         "tls": service.tls,
-        "spiffe_id": spiffe_id(config, name) if service.tls == "mesh" else None,
+        "spiffe_id": (service.spiffe_id or spiffe_id(config, name)) if service.tls == "mesh" else None,
         "endpoints": endpoints,
         "connect_timeout_ms": service.connect_timeout,
         "response_timeout_ms": service.response_timeout,

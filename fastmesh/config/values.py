@@ -228,6 +228,26 @@ def parse_path(text: str) -> str:
     return text
 
 
+def parse_spiffe_id(text: str) -> str:
+    """The whole SPIFFE ID of a workload."""
+    try:
+        found = spiffe.parse(text)
+    except spiffe.SpiffeError as error:
+        raise ValueError(
+            f"{error}, expected a SPIFFE ID such as spiffe://mesh.local/ns/shop/sa/cart"
+        ) from None
+    if not found.path:
+        raise ValueError(f"{shown(text)} names a trust domain, expected a SPIFFE ID with a path")
+    return text
+
+
+SPIFFE_ID: Final = Kind(
+    "SPIFFE ID",
+    "a SPIFFE ID such as spiffe://mesh.local/svc-a",
+    parse_spiffe_id,
+    r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$",
+)
+
 # -- access rules -----------------------------------------------------------------------------------
 
 UNAUTHENTICATED: Final = "unauthenticated"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastmesh.agent.loader import load as load_request
 from fastmesh.certs import authority
 from fastmesh.certs.errors import PkiError
 from fastmesh.config import ConfigErrors, load, make_snapshot
@@ -24,6 +26,7 @@ LISTENER_DEFAULTS = {
     "idle_timeout_ms": 60_000,
     "stream_idle_timeout_ms": 300_000,
     "tcp_idle_timeout_ms": 3_600_000,
+    "max_connection_age_ms": 0,
     "max_connections": 0,
     "forwarded": {"x_forwarded": "append", "forwarded": "auto", "via": True, "client_cert": "remove"},
     "normalize_paths": "auto",
@@ -133,7 +136,15 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mesh_a_example(mesh: Path) -> None:
     snapshot = make_snapshot(load(mesh / "mesh-a.yaml"))
     assert (snapshot["workload"], snapshot["trust_domain"]) == ("svc-a", "mesh.local")
-    assert set(snapshot["identity"]) == {"certificate", "key", "bundle"}
+    identity = snapshot["identity"]
+    assert set(identity) == {
+        *("certificate", "key", "bundle", "pki", "workload", "spiffe_id", "federated", "revoked"),
+        *("not_before", "not_after", "issuer_not_after", "root_not_after"),
+    }
+    assert (identity["pki"], identity["workload"]) == (str(mesh / "pki"), "svc-a")
+    assert (identity["spiffe_id"], identity["revoked"]) == ("spiffe://mesh.local/svc-a", [])
+    assert identity["not_before"] < identity["not_after"] <= identity["issuer_not_after"]
+    assert identity["issuer_not_after"] < identity["root_not_after"]
     assert snapshot["identity"]["certificate"].startswith("-----BEGIN CERTIFICATE-----\n")
     assert "PRIVATE KEY" in snapshot["identity"]["key"]
     (listener,) = snapshot["listeners"]
@@ -170,6 +181,40 @@ def test_identity_missing(tmp_path: Path) -> None:
     path.write_text((EXAMPLES / "mesh-a.yaml").read_text())
     with pytest.raises(PkiError, match=r"there is no pki directory .*/pki; run: fastmesh certs"):
         make_snapshot(load(path))
+
+
+def test_identity_with_a_path(mesh: Path) -> None:
+    authority.issue(mesh / "pki", "cart", path="/ns/shop/sa/cart")
+    text = (EXAMPLES / "mesh-a.yaml").read_text().replace("workload: svc-a", "workload: cart")
+    path = mesh / "cart.yaml"
+    path.write_text(text)
+    with pytest.raises(PkiError, match=r"not of spiffe://mesh\.local/cart"):
+        make_snapshot(load(path))
+    path.write_text("spiffe_id: spiffe://mesh.local/ns/shop/sa/cart\n" + text)
+    assert make_snapshot(load(path))["identity"]["spiffe_id"] == "spiffe://mesh.local/ns/shop/sa/cart"
+
+
+def test_service_with_a_path(mesh: Path) -> None:
+    path = mesh / "path.yaml"
+    text = (EXAMPLES / "mesh-a.yaml").read_text()
+    path.write_text(text.replace("tls: mesh", "tls: mesh\n    spiffe_id: spiffe://other.org/ns/shop/sa/b"))
+    (service,) = make_snapshot(load(path))["services"]
+    assert service["spiffe_id"] == "spiffe://other.org/ns/shop/sa/b"
+
+
+def test_the_identity_alone_is_renewed(mesh: Path) -> None:
+    """Equal content has the same digest, by whichever way it came."""
+    snapshot = make_snapshot(load(mesh / "mesh-b.yaml"), 3)
+    known = json.loads(json.dumps(snapshot))
+    known["identity"]["key"] = "[redacted]"
+    request = {"snapshot": known, "number": 4, "digest": snapshot["digest"]}
+    assert json.loads(load_request(request)) == {"type": "unchanged"}
+    authority.issue(mesh / "pki", "svc-b")
+    renewed = json.loads(load_request(request))["snapshot"]
+    assert renewed["number"] == 4
+    assert renewed["identity"]["certificate"] != snapshot["identity"]["certificate"]
+    fresh = json.loads(json.dumps(make_snapshot(load(mesh / "mesh-b.yaml"), 4)))
+    assert renewed == fresh
 
 
 def test_identity_of_another_trust_domain(mesh: Path, tmp_path: Path) -> None:
