@@ -23,6 +23,7 @@ from fastmesh.core.io.loop cimport (
     TURN_AGAIN, TURN_CONTROL, TURN_DRAINED, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
     worker_init, worker_release, worker_turn,
 )
+from fastmesh.core.io.retire cimport retire_revoked
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport Listener, Source
 from fastmesh.core.io.state cimport Worker as CWorker
@@ -90,6 +91,18 @@ COUNTERS = (
     ("tunnels_total", "counter", "Opaque tunnels opened.", {}),
     ("detect_timeouts_total", "counter", "Connections whose protocol could not be told in time.", {}),
     ("regex_limits_total", "counter", "Regexes of rules that hit their limit: no match to allow, one to deny.", {}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "downstream", "cause": "age"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "downstream", "cause": "certificate"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "upstream", "cause": "certificate"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "upstream", "cause": "replaced"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "downstream", "cause": "revoked"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "upstream", "cause": "revoked"}),
     ("impossible_total", "counter", "States that the code excludes: a defect if not 0.", {}),
     ("snapshot", "gauge", "Number of the configuration snapshot in force.", {}),
 )
@@ -356,6 +369,8 @@ cdef class Worker:
             l = l.next
         if old != NULL:
             self._retire(old)
+        worker_clock(self.w)
+        retire_revoked(self.w)
         self.w.row.counters[K_SNAPSHOT] = s.number
         malloc_trim(0)
 

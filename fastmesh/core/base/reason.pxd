@@ -65,6 +65,7 @@ cdef enum:  # Reason
     R_TLS_VERSION
     R_TLS_HANDSHAKE
     R_TLS_TIMEOUT
+    R_TLS_REVOKED
     # TLS, outbound: we are the client
     R_UPSTREAM_TLS_UNTRUSTED
     R_UPSTREAM_TLS_EXPIRED
@@ -72,11 +73,14 @@ cdef enum:  # Reason
     R_UPSTREAM_TLS_REFUSED
     R_UPSTREAM_TLS_HANDSHAKE
     R_UPSTREAM_TLS_TIMEOUT
+    R_UPSTREAM_TLS_REVOKED
     # local
     R_DRAINING
     R_OVERLOADED
     R_NO_MEMORY
     R_INTERNAL
+    R_IDENTITY_EXPIRED
+    R_CERTIFICATES_OVER
     R_COUNT
 
 
@@ -145,13 +149,17 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_TLS_VERSION, b"tls_version", SIDE_DOWNSTREAM, 0, 16, False, b"the client offers no accepted TLS version or cipher")
     _row(t, R_TLS_HANDSHAKE, b"tls_handshake", SIDE_DOWNSTREAM, 0, 16, False, b"the TLS handshake with the client failed")
     _row(t, R_TLS_TIMEOUT, b"tls_timeout", SIDE_DOWNSTREAM, 0, 4, False, b"the TLS handshake with the client took too long")
+    _row(t, R_TLS_REVOKED, b"tls_revoked", SIDE_DOWNSTREAM, 0, 16, False, b"the client's certificate was revoked")
     _row(t, R_UPSTREAM_TLS_UNTRUSTED, b"upstream_tls_untrusted", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate is not signed by a trusted authority")
     _row(t, R_UPSTREAM_TLS_EXPIRED, b"upstream_tls_expired", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate is not valid at this time")
     _row(t, R_UPSTREAM_TLS_IDENTITY, b"upstream_tls_identity", SIDE_UPSTREAM, 502, 14, True, b"the endpoint proved another identity than the service's")
     _row(t, R_UPSTREAM_TLS_REFUSED, b"upstream_tls_refused", SIDE_UPSTREAM, 502, 14, True, b"the endpoint refused our certificate")
     _row(t, R_UPSTREAM_TLS_HANDSHAKE, b"upstream_tls_handshake", SIDE_UPSTREAM, 502, 14, True, b"the TLS handshake with the endpoint failed")
     _row(t, R_UPSTREAM_TLS_TIMEOUT, b"upstream_tls_timeout", SIDE_UPSTREAM, 504, 14, True, b"the TLS handshake with the endpoint took too long")
+    _row(t, R_UPSTREAM_TLS_REVOKED, b"upstream_tls_revoked", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate was revoked")
     _row(t, R_DRAINING, b"draining", SIDE_LOCAL, 503, 14, False, b"the proxy is shutting down")
     _row(t, R_OVERLOADED, b"overloaded", SIDE_LOCAL, 503, 8, False, b"a limit of the proxy is reached")
     _row(t, R_NO_MEMORY, b"no_memory", SIDE_LOCAL, 503, 8, False, b"the proxy is out of memory")
     _row(t, R_INTERNAL, b"internal", SIDE_LOCAL, 500, 13, False, b"an error inside the proxy")
+    _row(t, R_IDENTITY_EXPIRED, b"identity_expired", SIDE_LOCAL, 503, 14, True, b"the proxy's own certificate is over")
+    _row(t, R_CERTIFICATES_OVER, b"certificates_over", SIDE_LOCAL, 0, 14, False, b"the certificates that the connection was made with are over")

@@ -19,10 +19,12 @@ from fastmesh.core.base.check cimport fm_impossible
 from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
     R_COUNT, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_HEAD_TOO_LARGE, R_INTERNAL, R_NO_MEMORY, R_TLS_HANDSHAKE,
-    R_TLS_NOT_TLS, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TLS_HANDSHAKE,
+    R_TLS_NOT_TLS, R_TLS_REVOKED, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TLS_HANDSHAKE,
+    R_UPSTREAM_TLS_REVOKED,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.base.timer cimport Timer, TimerFn, timer_init, timer_start, timer_stop
+from fastmesh.core.io.age cimport conn_expires_with_peer, conn_revoked
 from fastmesh.core.io.state cimport (
     C_BULK, C_CLOSE_FLUSHED, C_CONNECTING, C_CUT, C_DEAD, C_DIRTY, C_EARLY, C_EOF, C_EOF_TOLD, C_HANDSHAKE, C_LINGER,
     C_PAUSED,
@@ -620,6 +622,10 @@ cdef inline bint _handshake(Worker *w, Conn *c) noexcept nogil:
         return False
     if r == 0:
         return False
+    if conn_revoked(w, c):                       # the list in force now, whatever was when the handshake began
+        conn_fail_tls(w, c, R_UPSTREAM_TLS_REVOKED if c.flags & C_UPSTREAM else R_TLS_REVOKED)
+        return False
+    conn_expires_with_peer(w, c)
     c.flags &= ~<uint32_t>C_HANDSHAKE
     if c.flags & C_UPSTREAM:
         w.row.counters[K_TLS_HANDSHAKES_UPSTREAM] += 1

@@ -14,6 +14,7 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.shared cimport Shared, shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport (
     conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_queued, conn_resume,
     conn_timeout,
@@ -31,6 +32,7 @@ from fastmesh.core.io.state cimport (
     LINGER_MS, Listener, SPLICE_MIN, Worker, X_HEAD_SENT, X_REQ_DONE, X_TUNNEL, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
+from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
 from fastmesh.core.traffic.policy cimport PolicyFacts
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (
@@ -68,10 +70,40 @@ cdef inline H1Server *h1_server_open(Worker *w, Conn *c, Listener *l, const Poli
     h.ip_len = ip_len
     memcpy(h.peer, peer, peer_len)
     h.state = H1_HEAD
+    h.opened_ms = w.now_ms
     c.owner = h
     c.ops = &w.ops.h1_server
-    conn_timeout(w, c, l.conf.idle_timeout_ms)
+    _await(w, h)
     return h
+
+
+cdef inline uint64_t _end_of_age(const H1Server *h) noexcept nogil:
+    """When the connection has reached its age, on the worker's clock; 0: never."""
+    cdef uint64_t end = h.conn.expires_ms
+    cdef uint64_t age = h.listener.conf.max_connection_age_ms
+    if age and (end == 0 or h.opened_ms + age < end):
+        end = h.opened_ms + age
+    return end
+
+
+cdef inline bint _is_old(Worker *w, H1Server *h) noexcept nogil:
+    """Has it reached its age? Counted the first time."""
+    cdef uint64_t end = _end_of_age(h)
+    if end == 0 or w.now_ms < end:
+        return False
+    if not h.retired:
+        h.retired = 1
+        w.row.counters[K_RETIRED_CERTIFICATE_DOWNSTREAM if conn_expired(w, h.conn) else K_RETIRED_AGE] += 1
+    return True
+
+
+cdef inline void _await(Worker *w, H1Server *h) noexcept nogil:
+    """The clock of an idle connection: until the client has been silent for too long, or its age is reached."""
+    cdef uint64_t wait = h.listener.conf.idle_timeout_ms
+    cdef uint64_t end = _end_of_age(h)
+    if end and end < w.now_ms + wait:
+        wait = end - w.now_ms if end > w.now_ms else 1
+    conn_timeout(w, h.conn, <uint32_t>wait)
 
 
 cdef inline void h1_server_destroy(Worker *w, H1Server *h) noexcept nogil:
@@ -270,7 +302,7 @@ cdef inline size_t _skip(Worker *w, H1Server *h, const char *p, size_t n) noexce
     h.scan = 0
     h.state = H1_HEAD
     h.conn.flags &= ~<uint32_t>C_BULK
-    conn_timeout(w, h.conn, h.listener.conf.idle_timeout_ms)
+    _await(w, h)
     return used
 
 
@@ -408,6 +440,8 @@ cdef inline void h1_server_timer(Worker *w, Conn *c) noexcept nogil:
     if h.state == H1_HEAD:
         if c.rx != NULL and not c.flags & C_PAUSED:
             _refuse(w, h, R_HEADER_TIMEOUT)
+        elif not h.retired and _is_old(w, h):
+            conn_timeout(w, c, DRAIN_GRACE_MS)  # a request may be on its way: it is served
         else:
             h1_server_destroy(w, h)
     elif h.state == H1_DISCARD or h.end.ex == NULL:
@@ -453,7 +487,7 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
                 h.out_framing = FRAMING_CHUNKED
                 memcpy(p + n, b"transfer-encoding: chunked\r\n", 28)
                 n += 28
-        if w.draining or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m):
+        if w.draining or _is_old(w, h) or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m):
             h.keep_alive = 0
         if m != &w.answer and h.listener.conf.via:
             memcpy(p + n, b"via: 1.0 fastmesh\r\n" if m.flags & MSG_HTTP10 else b"via: 1.1 fastmesh\r\n", 19)
@@ -543,7 +577,7 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
         return
     if h.state == H1_DONE:
         h.state = H1_HEAD
-        conn_timeout(w, c, h.listener.conf.idle_timeout_ms)
+        _await(w, h)
     elif h.framing == FRAMING_CHUNKED:
         h.left = 0                              # counts what is read away
     if not c.flags & C_TX_HIGH:

@@ -12,10 +12,11 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 from fastmesh.core.base.intern cimport Interned, intern
 from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.base.reason cimport (
-    R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_PROTOCOL_UNKNOWN,
+    R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_PROTOCOL_UNKNOWN,
     R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_TIMEOUT,
 )
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
+from fastmesh.core.io.age cimport conn_expires, identity_over
 from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_open, conn_timeout
 from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_open
 from fastmesh.core.io.state cimport (
@@ -245,11 +246,15 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
 
 cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
     """Shake hands as the server."""
+    if identity_over(w.snapshot):
+        _close(w, c, R_IDENTITY_EXPIRED)
+        return
     if w.snapshot.server_ctx == NULL or tls_open(
             &w.tls, &c.tls, <SSL_CTX *>w.snapshot.server_ctx, True, NULL, 0, NULL) != 0:
         _close(w, c, R_TLS_HANDSHAKE)
         return
     w.tls_open += 1
+    conn_expires(w, c, w.snapshot.not_after)
     c.flags |= C_TLS | C_HANDSHAKE
     conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
 

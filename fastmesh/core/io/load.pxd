@@ -17,7 +17,7 @@ from fastmesh.core.traffic.counters cimport S_ACTIVE, area_service
 from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
     Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
-    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service,
+    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, REVOKED_BYTES, Service,
     Snapshot, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
 )
 from fastmesh.core.wire.tls_context cimport tls_context
@@ -148,10 +148,22 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     out.stream_idle_timeout_ms = d["stream_idle_timeout_ms"]
     out.tcp_idle_timeout_ms = d["tcp_idle_timeout_ms"]
     out.max_connections = d["max_connections"]
+    out.max_connection_age_ms = d.get("max_connection_age_ms", 0)
     out.client_cert = client_cert[d["forwarded"].get("client_cert", "remove")]
     out.normalize = {"auto": NORMALIZE_AUTO, "on": NORMALIZE_ON, "off": NORMALIZE_OFF}[d.get("normalize_paths", "auto")]
     out.keep_slashes = d.get("encoded_slashes", "refuse") == "keep"
     out.policy = load_policy(w, s, d)
+    return 0
+
+
+cdef inline int _revoked(Snapshot *s, list serials) except -1:
+    """The deny list in a form that is searched."""
+    cdef bytes raw = b"".join(sorted([bytes.fromhex(serial.zfill(2 * REVOKED_BYTES)) for serial in serials]))
+    if len(raw) != len(serials) * REVOKED_BYTES:
+        raise ValueError("identity: a serial on the deny list is too long")
+    s.revoked = <unsigned char *>_block(s, len(raw) + 1)
+    memcpy(s.revoked, <char *>raw, len(raw))
+    s.nrevoked = <uint32_t>len(serials)
     return 0
 
 
@@ -166,6 +178,8 @@ cdef inline int _identity(Worker *w, Snapshot *s, dict d) except -1:
     cdef const unsigned char *alpn = <const unsigned char *>b"\x08http/1.1"
     if not identity:
         return 0
+    s.not_after = identity.get("not_after") or 0
+    _revoked(s, identity.get("revoked") or [])
     _text(s, &s.own_id, identity.get("spiffe_id") or f"spiffe://{d['trust_domain']}/{d['workload']}")
     certificate = identity["certificate"].encode()
     key = identity["key"].encode()

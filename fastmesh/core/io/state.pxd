@@ -117,6 +117,7 @@ cdef struct Conn:
     Flow *flow_out                # the flow that writes to here
     Node ready                    # on w.ready
     Node all                      # on w.downs or w.ups
+    uint64_t expires_ms           # on the worker's clock: the certificates it was made with are over; 0: never
     Timer timer
     Tls tls
 
@@ -225,6 +226,7 @@ cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream co
     Caller caller                 # who it is, and which rules can concern it
     Shared *client_cert           # for x-forwarded-client-cert; NULL without identity; a reference
     uint64_t left                 # request body bytes to come (length framing); lingering: bytes thrown away
+    uint64_t opened_ms
     Http1Chunked chunked
     uint32_t scan
     uint8_t state                 # enum H1State
@@ -234,6 +236,7 @@ cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream co
     uint8_t http10
     uint8_t version
     uint8_t head_only             # the request is HEAD
+    uint8_t retired               # its age is reached: it closes after this answer, or soon if there is none
     uint8_t expects               # the request said "Expect: 100-continue"
     uint8_t peer_len
     char peer[56]                 # "ip:port"; the address alone is peer[0:ip_len]
@@ -270,6 +273,7 @@ cdef struct Tunnel:               # opaque bytes both ways
     Listener *listener            # of `down`, counted there; NULL once that is gone
     Exchange *ex                  # what is accounted and logged when the tunnel ends
     Node all
+    Timer expiry                  # the end of the certificates, where tunnels end with them
     uint8_t halves                # directions that have ended
     uint8_t peer_len
     uint8_t ip_len
@@ -343,7 +347,7 @@ cdef struct Worker:
     bint control_ready
     uint64_t log_random
     Ops ops
-    ReasonInfo reasons[64]        # R_COUNT of them
+    ReasonInfo reasons[80]        # R_COUNT of them
     Message msg                   # what a parser fills
     Message answer                # what our own answers are parsed into
     epoll_event events[64]        # TURN_EVENTS

@@ -11,10 +11,12 @@ from libc.string cimport memcpy, memset
 from fastmesh.core.base.buffer cimport queue_clear
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDLE_TIMEOUT, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE,
+    R_CERTIFICATES_OVER, R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE,
     R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
+from fastmesh.core.io.age cimport identity_over
 from fastmesh.core.io.connection cimport (
     conn_close, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout, conn_write,
     conn_write_body,
@@ -29,7 +31,7 @@ from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.admit cimport Caller, admit_opaque
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
-    G_TUNNELS, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
+    G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
 )
 from fastmesh.core.traffic.policy cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH
@@ -49,6 +51,7 @@ cdef inline void tunnel_destroy(Worker *w, Tunnel *t, int reason) noexcept nogil
     if t.up != NULL:
         conn_close(w, t.up)
     t.listener.nconns -= 1
+    timer_stop(&w.wheel, &t.expiry)
     list_remove(&t.all)
     w.row.counters[G_TUNNELS] -= 1
     if t.ex != NULL:
@@ -65,6 +68,18 @@ cdef inline void _count_flow(Tunnel *t, Flow *f, bint out) noexcept nogil:
             t.ex.bytes_out += f.moved
 
 
+cdef inline void _expired(void *worker, Timer *timer) noexcept nogil:
+    """The certificates are over, and the listener wants its connections to end with them."""
+    cdef Worker *w = <Worker *>worker
+    cdef Tunnel *t = <Tunnel *>(<char *>timer - <size_t>&(<Tunnel *>NULL).expiry)
+    if t.down != NULL:
+        w.row.counters[K_RETIRED_CERTIFICATE_DOWNSTREAM] += 1
+        t.down.flags |= C_CUT
+    if t.up != NULL:
+        t.up.flags |= C_CUT
+    tunnel_destroy(w, t, R_CERTIFICATES_OVER)
+
+
 cdef inline Tunnel *_open(Worker *w, Conn *down, Listener *l) noexcept nogil:
     cdef Tunnel *t = <Tunnel *>slab_get(&w.tunnels)
     if t == NULL:
@@ -72,6 +87,7 @@ cdef inline Tunnel *_open(Worker *w, Conn *down, Listener *l) noexcept nogil:
     memset(t, 0, sizeof(Tunnel))
     t.down = down
     t.listener = l
+    timer_init(&t.expiry, _expired)
     list_append(&w.all_tunnels, &t.all)
     w.row.counters[G_TUNNELS] += 1
     w.row.counters[K_TUNNELS] += 1
@@ -86,6 +102,9 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
     cdef int reason = R_NO_ENDPOINT
     cdef Conn *c
     while x.tries < x.service.nendpoints and x.tries < 255:
+        if x.service.tls == TLS_MESH and identity_over(x.snapshot):
+            reason = R_IDENTITY_EXPIRED
+            break
         x.endpoint = balance(x.service)
         if x.tries > 0:
             x.retries += 1
@@ -149,6 +168,11 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, const PolicyF
 cdef inline void _established(Worker *w, Tunnel *t) noexcept nogil:
     """Both connections stand: move bytes, by the kernel where it can."""
     cdef uint32_t idle = t.listener.conf.tcp_idle_timeout_ms
+    cdef uint64_t end = t.down.expires_ms
+    if t.up.expires_ms and (end == 0 or t.up.expires_ms < end):
+        end = t.up.expires_ms
+    if end and t.listener.conf.max_connection_age_ms:
+        timer_start(&w.wheel, &t.expiry, end)
     conn_timeout(w, t.down, idle)
     conn_timeout(w, t.up, idle)
     t.down.flags |= C_BULK

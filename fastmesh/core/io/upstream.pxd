@@ -11,10 +11,12 @@ from libc.string cimport memset
 from fastmesh.core.base.buffer cimport Queue, queue_move
 from fastmesh.core.base.list cimport list_empty, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_NO_MEMORY, R_OVERLOADED,
+    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_IDENTITY_EXPIRED, R_NO_MEMORY,
+    R_OVERLOADED,
     R_UPSTREAM_TLS_HANDSHAKE,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.age cimport conn_expired, conn_expires, identity_over
 from fastmesh.core.io.connection cimport (
     conn_close, conn_deadline, conn_dirty, conn_open, conn_resume_later, conn_timeout,
 )
@@ -30,7 +32,7 @@ from fastmesh.core.sys.posix cimport (
     SO_ERROR, TCP_NODELAY, c_close, c_connect, c_recv, c_socket, errno, getsockopt, setsockopt, sockaddr, socklen_t,
 )
 from fastmesh.core.traffic.counters cimport (
-    G_UPSTREAM_IDLE, K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES,
+    G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED, K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES,
 )
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_MESH
 from fastmesh.core.wire.message cimport FRAMING_NONE
@@ -100,12 +102,13 @@ cdef inline void upstream_connected(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef inline int upstream_tls(Worker *w, Conn *c, Snapshot *snapshot, Service *s, Upstream *u) noexcept nogil:
-    """Speak mutual TLS on `c` once it is connected; the peer must prove the service's identity."""
+    """Speak mutual TLS on `c` once it is connected; the peer must prove the service's identity. 0 or a reason."""
     c.tls.session_slot = &u.session
     if snapshot.client_ctx == NULL or tls_open(
             &w.tls, &c.tls, <SSL_CTX *>snapshot.client_ctx, False, s.spiffe_id.ptr, s.spiffe_id.len, u.session) != 0:
         return -R_UPSTREAM_TLS_HANDSHAKE
     w.tls_open += 1
+    conn_expires(w, c, snapshot.not_after)
     c.flags |= C_TLS | C_HANDSHAKE
     return 0
 
@@ -134,6 +137,10 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
             h = h1_client_of_idle(u.idle.next)
             if h.conn.tx.bytes + h.conn.wire.bytes > 0:
                 break                            # it, and all behind it, still have something to send
+            if conn_expired(w, h.conn):
+                w.row.counters[K_RETIRED_CERTIFICATE_UPSTREAM] += 1
+                h1_client_destroy(w, h)
+                continue
             if not _still_open(h.conn):
                 h1_client_destroy(w, h)
                 continue
@@ -147,6 +154,8 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
             x.flags |= X_REUSED
             conn_timeout(w, h.conn, s.response_timeout_ms)
             return 0
+    if s.tls == TLS_MESH and identity_over(x.snapshot):
+        return -R_IDENTITY_EXPIRED
     h = <H1Client *>slab_get(&w.clients)
     if h == NULL:
         return -R_NO_MEMORY
@@ -201,6 +210,7 @@ cdef inline void upstream_drop(Worker *w, void *pool) noexcept nogil:
     if u.refs > 0:
         return
     while not list_empty(&u.idle):
+        w.row.counters[K_RETIRED_REPLACED] += 1
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
     # Connections in flight hold their exchange, that its snapshot, and that a reference here: none is left.
     _free_upstream(u)

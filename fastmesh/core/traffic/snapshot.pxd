@@ -4,7 +4,7 @@
 # freed with the last reference: exchanges and tunnels hold one, the worker holds one on the newest. A
 # Listener or Service of an old snapshot therefore stays valid until the last exchange that uses it ends.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmesh.core.sys.posix cimport sockaddr_storage, socklen_t
 from fastmesh.core.traffic.counters cimport ServiceRow
@@ -32,6 +32,9 @@ cdef enum:  # ReuseRetry
     REUSE_REPLAYABLE = 0
     REUSE_IDEMPOTENT
     REUSE_OFF
+
+cdef enum:
+    REVOKED_BYTES = 32
 
 cdef enum:  # Normalize
     NORMALIZE_AUTO = 0    # where rules speak of paths
@@ -79,6 +82,7 @@ cdef struct ListenerConf:
     uint32_t stream_idle_timeout_ms
     uint32_t tcp_idle_timeout_ms
     uint32_t max_connections
+    uint64_t max_connection_age_ms    # 0: as old as the certificates
 
 cdef struct Snapshot:
     uint32_t refs
@@ -91,6 +95,9 @@ cdef struct Snapshot:
     uint32_t *names
     void *server_ctx      # SSL_CTX, or NULL without identity
     void *client_ctx
+    int64_t not_after     # end of our certificate, Unix seconds; 0 without identity
+    uint32_t nrevoked
+    unsigned char *revoked    # the deny list: serials of REVOKED_BYTES each, big endian, sorted
     Text own_id           # SPIFFE id of this workload; empty without identity
     Policy *policies      # all of them: they own regexes
     double log_sample     # 0: no access log

@@ -333,6 +333,29 @@ cdef inline bint tls_is_open(Tls *t) noexcept nogil:
     return t.ssl != NULL or t.records != NULL
 
 
+cdef inline X509 *tls_peer_leaf(Tls *t) noexcept nogil:
+    """The certificate the peer proved to hold, lent; NULL before the handshake's end, or if there is none."""
+    if not t.flags & TLS_F_DONE:
+        return NULL
+    return SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
+
+
+cdef inline bint tls_peer_serial(Tls *t, unsigned char *serial) noexcept nogil:
+    """Its serial number, big endian in 32 bytes. False: there is none, or a longer one (RFC 5280 4.1.2.2: 20)."""
+    cdef X509 *leaf = tls_peer_leaf(t)
+    cdef const ASN1_STRING *number
+    cdef int n
+    if leaf == NULL:
+        return False
+    number = <const ASN1_STRING *>X509_get0_serialNumber(leaf)
+    n = ASN1_STRING_length(number)
+    if n > 32:
+        return False
+    memset(serial, 0, 32)
+    memcpy(serial + 32 - n, ASN1_STRING_get0_data(number), n)
+    return True
+
+
 cdef inline size_t tls_peer_id(Tls *t, char *buf, size_t cap) noexcept nogil:
     """The SPIFFE ID the peer proved, into buf (SVID_ID_MAX bytes always do). Its length, 0 before the handshake's end."""
     cdef X509 *leaf

@@ -1,0 +1,63 @@
+# How long what a connection was made with is good: our certificate, the peer's, and the deny list.
+#
+# The wall clock is read when a connection is made, and turned into the worker's own clock there: afterwards
+# it costs a comparison. Below `connection`, which asks at the end of each handshake.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from fastmesh.core.io.state cimport Conn, Worker
+from fastmesh.core.sys.openssl cimport X509, X509_get0_notAfter
+from fastmesh.core.traffic.snapshot cimport REVOKED_BYTES, Snapshot
+from fastmesh.core.wire.tls cimport tls_peer_leaf, tls_peer_serial
+from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
+
+
+cdef inline bint identity_over(const Snapshot *s) noexcept nogil:
+    """Is our own certificate over? As OpenSSL has it: the second of notAfter is out of time already."""
+    return s.not_after > 0 and now_seconds() >= s.not_after
+
+
+cdef inline void conn_expires(Worker *w, Conn *c, int64_t end) noexcept nogil:
+    """What the connection rests on ends at `end` (Unix seconds); the earliest end counts. 0 or less: never."""
+    cdef int64_t left
+    cdef uint64_t at
+    if end <= 0:
+        return
+    left = end - now_seconds()
+    at = w.now_ms + (<uint64_t>left * 1000 if left > 0 else 1)
+    if c.expires_ms == 0 or at < c.expires_ms:
+        c.expires_ms = at
+
+
+cdef inline void conn_expires_with_peer(Worker *w, Conn *c) noexcept nogil:
+    """After the handshake."""
+    cdef X509 *leaf = tls_peer_leaf(&c.tls)
+    if leaf != NULL:
+        conn_expires(w, c, asn1_seconds(X509_get0_notAfter(leaf)))
+
+
+cdef inline bint conn_expired(Worker *w, const Conn *c) noexcept nogil:
+    return c.expires_ms != 0 and w.now_ms >= c.expires_ms
+
+
+cdef inline bint conn_revoked(Worker *w, Conn *c) noexcept nogil:
+    """After the handshake: is the peer's certificate on the deny list that is in force now?"""
+    cdef unsigned char serial[32]
+    cdef uint32_t low = 0
+    cdef uint32_t high
+    cdef uint32_t middle
+    cdef int order
+    if w.snapshot == NULL or w.snapshot.nrevoked == 0 or not tls_peer_serial(&c.tls, serial):
+        return False
+    high = w.snapshot.nrevoked
+    while low < high:
+        middle = (low + high) // 2
+        order = memcmp(serial, w.snapshot.revoked + middle * REVOKED_BYTES, REVOKED_BYTES)
+        if order == 0:
+            return True
+        if order < 0:
+            high = middle
+        else:
+            low = middle + 1
+    return False

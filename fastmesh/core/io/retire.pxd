@@ -1,0 +1,44 @@
+# Connections that must not go on under a new snapshot: those of peers that it has on its deny list.
+
+from fastmesh.core.base.list cimport Node, node_linked
+from fastmesh.core.base.reason cimport R_TLS_REVOKED, R_UPSTREAM_TLS_REVOKED
+from fastmesh.core.io.age cimport conn_revoked
+from fastmesh.core.io.connection cimport conn_bury, conn_flush_all, conn_of_all
+from fastmesh.core.io.state cimport C_CUT, C_DEAD, C_HANDSHAKE, C_TLS, Conn, H1Client, H1Server, Worker
+from fastmesh.core.traffic.counters cimport K_RETIRED_REVOKED_DOWNSTREAM, K_RETIRED_REVOKED_UPSTREAM
+
+
+cdef inline void _close_revoked(Worker *w, Conn *c, bint up) noexcept nogil:
+    cdef int reason = R_UPSTREAM_TLS_REVOKED if up else R_TLS_REVOKED
+    w.row.counters[K_RETIRED_REVOKED_UPSTREAM if up else K_RETIRED_REVOKED_DOWNSTREAM] += 1
+    c.flags |= C_CUT
+    # Where a request is under way it has the reason, and counts it.
+    if (c.ops == &w.ops.h1_server and (<H1Server *>c.owner).end.ex == NULL
+            or c.ops == &w.ops.h1_client and (<H1Client *>c.owner).end.ex == NULL):
+        w.row.reasons[reason] += 1
+        reason = 0
+    c.ops.on_error(w, c, reason)
+
+
+cdef inline void _retire_list(Worker *w, Node *head, bint up) noexcept nogil:
+    cdef Node *n = head.next
+    cdef Node *following
+    cdef Conn *c
+    while n != head:
+        following = n.next
+        c = conn_of_all(n)
+        if c.flags & C_TLS and not c.flags & (C_DEAD | C_HANDSHAKE) and conn_revoked(w, c):
+            _close_revoked(w, c, up)
+            if following != head and not node_linked(following):
+                following = head.next            # its end has ended that one too: begin again
+        n = following
+
+
+cdef inline void retire_revoked(Worker *w) noexcept nogil:
+    """Close every connection whose peer is on the deny list of the snapshot in force."""
+    if w.snapshot.nrevoked == 0:
+        return
+    _retire_list(w, &w.downs, False)
+    _retire_list(w, &w.ups, True)
+    conn_flush_all(w)
+    conn_bury(w)
