@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS: Final = {
     "/healthz": "200 while the agent is alive",
-    "/readyz": "200 when every worker is ready, else 503 with the reasons",
+    "/readyz": "200 when every worker is ready, else 503 with the reasons; warns before a certificate ends",
     "/metrics": "metrics, in Prometheus' text format",
     "/config": "the configuration in use, without its private key",
 }
@@ -56,9 +56,11 @@ def admin_app(state: State, metrics: Metrics, sockets: Iterable[socket.socket]) 
 
     async def readyz(request: Request) -> Response:
         reasons = state.not_ready()
+        warnings = state.warnings()
+        more = {"warnings": warnings} if warnings else {}
         if reasons:
-            return JSON({"status": "not ready", "reasons": reasons}, 503)
-        return JSON({"status": "ready"})
+            return JSON({"status": "not ready", "reasons": reasons, **more}, 503)
+        return JSON({"status": "ready", **more})
 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})

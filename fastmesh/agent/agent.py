@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from fastmesh.agent.admin import admin_app
+from fastmesh.agent.rotation import POLL_S, Rotation
 from fastmesh.agent.server import AdminServer
 from fastmesh.host.channel import ChannelError
 from fastmesh.host.process import say
@@ -44,6 +45,7 @@ class Agent:
         self._channel = channel
         self._state = state
         self._configuration = configuration
+        self._rotation = Rotation(state, configuration, say)
         self._sockets = sockets
         self._access_log = AccessLog(area, say)
         self._metrics = Metrics(area, state, self._access_log)
@@ -70,10 +72,12 @@ class Agent:
         for frame in frames:
             self._on_frame(frame)
         self._settle()
+        self._rotate()
         await self._stopped.wait()
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._forget_loader()
+        self._rotation.close()
         self._configuration.close()
         if self._serving is not None:
             await self._serving
@@ -143,6 +147,15 @@ class Agent:
             self._stopped.set()
         for fd in frame.descriptors:
             os.close(fd)
+
+    # the identity
+
+    def _rotate(self) -> None:
+        if self._stopped.is_set():
+            return
+        self._rotation.tick()
+        self._settle()
+        self._loop.call_later(POLL_S, self._rotate)
 
     # the loader
 

@@ -1,5 +1,8 @@
 """The configuration's way through the agent: asked for, loaded beside it, handed to the supervisor.
 
+The identity in it goes the same way, alone when only it has changed; one load at a time, so that numbers and
+rows of one snapshot follow from those of the one before.
+
 Standard library only and without asyncio: it is at work before the rest of the agent has been imported.
 """
 
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastmesh.host.channel import Frame, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fastmesh.agent.state import State
     from fastmesh.host.channel import Channel
@@ -77,6 +80,11 @@ class Configuration:
         self._state = state
         self._workers: int | None = None
         self._again = False
+        self._identity_wanted = False
+        self._identity_only = False
+        # Called with what became of an identity that was loaded alone: accepted, unchanged or rejected, and
+        # why.
+        self.on_identity: Callable[[str, str], None] | None = None
 
     def adopt(self, message: Mapping[str, Any]) -> None:
         """Note which file is meant, from any message that says it."""
@@ -90,6 +98,18 @@ class Configuration:
             self._again = True
             return
         self._again = False
+        self._start(identity_only=False)
+
+    def load_identity(self) -> None:
+        """Begin to load the identity alone; or after the load under way."""
+        if self.loading is not None:
+            self._identity_wanted = True
+            return
+        self._identity_wanted = False
+        self._start(identity_only=True)
+
+    def _start(self, identity_only: bool) -> None:
+        self._identity_only = identity_only
         current = self._state.snapshot
         request = {
             "config": self._state.config,
@@ -98,6 +118,7 @@ class Configuration:
             "digest": current["digest"] if current else None,
             "slots": dict(self._state.services()),
             "rule_slots": {"/".join(key): row for *key, row in self._state.rules()},
+            "snapshot": current if identity_only else None,
         }
         try:
             self.loading = Loading(request)
@@ -122,6 +143,8 @@ class Configuration:
             self._refuse(f"{self._state.config}: the loader ended without a result")
         if self._again:
             self.load()
+        elif self._identity_wanted:
+            self.load_identity()
         return True
 
     def _refuse(self, message: str) -> None:
@@ -129,6 +152,9 @@ class Configuration:
         self._deliver(Frame(encode({"type": "config_error", "errors": [message], "initial": initial}), []))
 
     def _deliver(self, result: Frame) -> None:
+        if self._identity_only:
+            self._deliver_identity(result)
+            return
         state = self._state
         first = state.snapshot is None
         # Sent before it is looked at: workers wait for it, nobody for our knowledge of it.
@@ -146,6 +172,19 @@ class Configuration:
             outcome = "rejected"
         if not first:
             state.reloads[outcome] += 1
+
+    def _deliver_identity(self, result: Frame) -> None:
+        """What the supervisor hears of is a new snapshot; the rest is the rotation's to tell."""
+        outcome, why = "unchanged", ""
+        if result.type == "snapshot":
+            self._channel.send(result.body)
+            self._state.take_snapshot(result.message["snapshot"])
+            outcome = "accepted"
+        elif result.type != "unchanged":
+            outcome = "rejected"
+            why = result.message.get("message") or "; ".join(result.message.get("errors", ()))
+        if self.on_identity is not None:
+            self.on_identity(outcome, why)
 
     def close(self) -> None:
         if self.loading is not None:

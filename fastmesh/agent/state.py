@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from fastmesh.agent.life import Life, Stage, span
+
 REDACTED: Final = "[redacted]"
 
 
@@ -35,6 +37,11 @@ class State:
         self.reloads = {"accepted": 0, "unchanged": 0, "rejected": 0, "refused": 0}
         # Why the newest configuration is not in use; empty when it is.
         self.errors: list[str] = []
+        # Identities loaded alone, because their files had changed, and why the newest is not in use.
+        self.identity_reloads = {"accepted": 0, "unchanged": 0, "rejected": 0}
+        self.identity_error = ""
+        self.renewals = {"succeeded": 0, "failed": 0}
+        self.renewal_error = ""
 
     def take_snapshot(self, snapshot: dict[str, Any]) -> None:
         if snapshot["identity"] is not None:
@@ -82,9 +89,47 @@ class State:
             if worker.pid:
                 yield "worker", str(worker.slot), worker.pid
 
-    def not_ready(self) -> list[str]:
+    def certificates(self) -> list[tuple[str, int]]:
+        """What the identity rests on, with its end in Unix seconds: workload, issuer, root."""
+        identity = (self.snapshot or {}).get("identity") or {}
+        ends = {"workload": "not_after", "issuer": "issuer_not_after", "root": "root_not_after"}
+        return [(kind, identity[key]) for kind, key in ends.items() if key in identity]
+
+    @property
+    def workload(self) -> str:
+        return str((self.snapshot or {}).get("workload") or "")
+
+    def warnings(self, now: float | None = None) -> list[str]:
+        """What will keep the proxy from being ready unless somebody acts."""
+        now = time.time() if now is None else now
+        identity = (self.snapshot or {}).get("identity") or {}
+        if "not_after" not in identity:
+            return []
+        found = []
+        life = Life.of(identity)
+        stage = life.stage(now)
+        if stage in (Stage.WARNING, Stage.URGENT):
+            found.append(f"the certificate of {identity['spiffe_id']} ends in {span(life.end - now)}")
+        elif stage == Stage.EARLY:
+            found.append(
+                f"the certificate of {identity['spiffe_id']} is valid in {span(life.not_before - now)} only"
+            )
+        for kind, end in self.certificates()[1:]:
+            if end - now < life.length:
+                found.append(f"the {kind} ends in {span(end - now)}, before a new certificate would")
+        if self.renewal_error:
+            found.append(f"the certificate could not be renewed: {self.renewal_error}")
+        if self.identity_error:
+            found.append(f"the identity on disk is not taken over: {self.identity_error}")
+        return found
+
+    def not_ready(self, now: float | None = None) -> list[str]:
         """Why the proxy is not ready; empty when it is."""
+        now = time.time() if now is None else now
         reasons = []
+        ends = dict(self.certificates())
+        if "workload" in ends and now >= ends["workload"]:
+            reasons.append(f"the certificate of {self.workload} is over for {span(now - ends['workload'])}")
         if self.draining:
             reasons.append("the proxy is shutting down")
         if self.snapshot is None:

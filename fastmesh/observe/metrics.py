@@ -8,6 +8,7 @@ Counters belong to a worker slot, not to a process: a worker that replaces a dea
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
@@ -59,6 +60,7 @@ class Metrics(Collector):
         yield from self._reasons()
         yield from self._services()
         yield from self._rules()
+        yield from self._identity()
         yield from self._log()
         yield from self._processes()
 
@@ -161,6 +163,33 @@ class Metrics(Collector):
             "authorization",
             "Decisions of allow and deny rules; default: no rule decided; audit: would have been refused.",
             samples,
+        )
+
+    def _identity(self) -> Iterator[Metric]:
+        state = self._state
+        now = time.time()
+        ends = [
+            ({"workload": state.workload, "certificate": kind}, end) for kind, end in state.certificates()
+        ]
+        yield _gauge(
+            "certificate_expiry_seconds",
+            "Time left for the certificates that the identity in use rests on; below 0 when over.",
+            [(labels, end - now) for labels, end in ends],
+        )
+        yield _gauge(
+            "certificate_expiry_timestamp_seconds",
+            "UNIX time at which these certificates end.",
+            ends,
+        )
+        yield _counter(
+            "certificate_renewals",
+            "Attempts to renew the certificate from the authority in the same directory.",
+            [({"result": result}, count) for result, count in state.renewals.items()],
+        )
+        yield _counter(
+            "identity_reloads",
+            "Identities loaded because their files had changed, by what became of them.",
+            [({"result": result}, count) for result, count in state.identity_reloads.items()],
         )
 
     def _log(self) -> Iterator[Metric]:

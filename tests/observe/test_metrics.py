@@ -65,6 +65,21 @@ def test_counters_are_summed_over_the_workers() -> None:
     assert scrape.value("tls_handshakes_total", side="downstream") == 0
 
 
+def test_an_identity_shows_how_long_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape = Scrape("web")
+    assert not [f for f in scrape.families() if f.name == "fastmesh_certificate_expiry_seconds" and f.samples]
+    ends = {"not_after": 1_000, "issuer_not_after": 2_000, "root_not_after": 3_000}
+    scrape.state.take_snapshot({**snapshot("web"), "workload": "svc-a", "identity": {"key": "", **ends}})
+    monkeypatch.setattr("time.time", lambda: 1_100.0)
+    for kind, left in (("workload", -100), ("issuer", 900), ("root", 1_900)):
+        labels = {"workload": "svc-a", "certificate": kind}
+        assert scrape.value("certificate_expiry_seconds", **labels) == left
+        assert scrape.value("certificate_expiry_timestamp_seconds", **labels) == 1_100 + left
+    scrape.state.renewals["failed"] = 3
+    assert scrape.value("certificate_renewals_total", result="failed") == 3
+    assert scrape.value("certificate_renewals_total", result="succeeded") == 0
+
+
 def test_large_counts_stay_exact() -> None:
     scrape = Scrape("web")
     scrape.area.set(0, "bytes_total", 2**53 - 1, side="upstream", direction="sent")
