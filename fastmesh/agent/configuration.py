@@ -177,6 +177,8 @@ class Configuration:
         """What the supervisor hears of is a new snapshot; the rest is the rotation's to tell."""
         outcome, why = "unchanged", ""
         if result.type == "snapshot":
+            # Told apart for the supervisor: no reload that it waits for ends with this one.
+            self._channel.send({"type": "renewed", "number": result.message["snapshot"]["number"]})
             self._channel.send(result.body)
             self._state.take_snapshot(result.message["snapshot"])
             outcome = "accepted"

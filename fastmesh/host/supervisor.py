@@ -92,6 +92,8 @@ class Supervisor:
         # The newest snapshot number that all workers have taken or refused.
         self._settled = 0
         self._reloading = False
+        # The newest snapshot that has a new identity and nothing else new: no answer to a reload.
+        self._renewed = 0
         self._admin: Listener | None = None
 
     def run(self) -> int:
@@ -329,7 +331,7 @@ class Supervisor:
             self._ready()
         elif self._phase == "run":
             self._settled = number
-            if self._reloading:
+            if self._reloading and number != self._renewed:
                 self._end_reload(f"snapshot {number} is in use")
 
     def _worker_died(self, slot: Slot, status: int) -> None:
@@ -364,6 +366,8 @@ class Supervisor:
                 self._boot(frame)
             elif self._phase in ("boot", "run"):
                 self._change(frame)
+        elif frame.type == "renewed":
+            self._renewed = frame.message["number"]
         elif frame.type == "config_error":
             errors = frame.message["errors"]
             for line in errors:

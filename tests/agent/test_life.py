@@ -23,7 +23,7 @@ def test_renewal_is_at_two_thirds_give_or_take_a_tenth(length: int) -> None:
     at = [(life(length, str(number)).renew - 1_000_000) / length for number in range(300)]
     assert RENEW_AT - JITTER <= min(at) < RENEW_AT - 0.8 * JITTER
     assert RENEW_AT + 0.8 * JITTER < max(at) <= RENEW_AT + JITTER
-    assert life(length) == life(length), "an agent that starts anew has the same time in mind"
+    assert life(length) == life(length), "drawn once, not with every look"
 
 
 def test_stages() -> None:

@@ -410,10 +410,50 @@ def wait_metric(agent: Agent, name: str, value: float, **labels: str) -> None:
     wait_until(lambda: line in agent.get("/metrics").text, line)
 
 
+def renewed(agent: Agent) -> dict[str, Any]:
+    """The next snapshot, which is told to have a new identity only."""
+    number = agent.frame("renewed").message["number"]
+    snapshot: dict[str, Any] = agent.frame("snapshot").message["snapshot"]
+    assert snapshot["number"] == number
+    return snapshot
+
+
+def test_the_agent_takes_over_what_a_mounted_secret_becomes(agent: Agent, tmp_path: Path) -> None:
+    """Swapped in one step: first to something that proves nothing, then to something that does."""
+    authority.create(tmp_path / "pki", "mesh.local")
+    entry = tmp_path / "mounted/workloads/svc-a"
+
+    def version(name: str, key_of: str | None = None) -> dict[str, str]:
+        authority.issue(tmp_path / "pki", "svc-a", DAY)
+        files = {one: (tmp_path / "pki/workloads/svc-a" / one).read_text() for one in rotation.FILES[:3]}
+        if key_of is not None:
+            files["key.pem"] = key_of
+        plain(entry / name, files)
+        (entry / "..new").symlink_to(name)
+        (entry / "..new").rename(entry / "..data")
+        return files
+
+    entry.mkdir(parents=True)
+    for name in rotation.FILES[:3]:
+        (entry / name).symlink_to(f"..data/{name}")
+    first = version("..1")
+    snapshot = agent.serving(mesh_config(tmp_path / "mounted"))
+    assert snapshot["identity"]["certificate"] == first["certificate.pem"]
+    version("..2", key_of=first["key.pem"])
+    wait_metric(agent, "identity_reloads_total", 1.0, result="rejected")
+    assert "is not the key of" in agent.stderr()
+    assert agent.get("/config").json["snapshot"]["identity"]["certificate"] == first["certificate.pem"]
+    third = version("..3")
+    identity = renewed(agent)["identity"]
+    assert (identity["certificate"], identity["key"]) == (third["certificate.pem"], third["key.pem"])
+    assert agent.get("/readyz").json == {"status": "ready"}
+    agent.stop()
+
+
 def test_the_agent_renews_and_sends_a_snapshot_with_nothing_else_new(agent: Agent, short: Path) -> None:
     first = agent.serving(mesh_config(short))
     agent.path.write_text("listeners: [in the middle of somebody's work")
-    second = agent.frame("snapshot").message["snapshot"]
+    second = renewed(agent)
     assert second["number"] == first["number"] + 1
     assert second["digest"] != first["digest"]
     assert second["identity"]["certificate"] != first["identity"]["certificate"]
@@ -436,7 +476,7 @@ def test_an_agent_that_takes_over_goes_on(
     resumed = start_agent(admin_first=True)
     resumed.channel.send({"type": "resume", "config": str(agent.path), "workers": 1, "snapshot": snapshot})
     resumed.frame("ready")
-    assert resumed.frame("snapshot").message["snapshot"]["number"] == snapshot["number"] + 1
+    assert renewed(resumed)["number"] == snapshot["number"] + 1
     resumed.stop()
 
 

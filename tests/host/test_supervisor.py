@@ -421,6 +421,21 @@ def test_reload_with_a_bad_configuration_changes_nothing(host):
     host.echo()
 
 
+def test_a_renewed_identity_is_no_answer_to_a_reload(host):
+    host.start()
+    binds = {"edge": host.bind()}
+    second, third = ({"type": "snapshot", "snapshot": host.snapshot(n, binds=binds)} for n in (2, 3))
+    host.on("reload", {"type": "renewed", "number": 2}, second)
+    host.signal(signal.SIGHUP)
+    wait_until(lambda: len(host.heard("reload")) == 1, "the reload")
+    host.echo()
+    host.on("reload", third)
+    host.signal(signal.SIGHUP)
+    host.wait_line("snapshot 3 is in use")
+    assert "snapshot 2 is in use" not in host.stderr()
+    host.stop()
+
+
 def test_reload_adds_a_listener(host):
     host.start()
     edge, new = host.port(), free_port()
