@@ -8,6 +8,7 @@ from libc.string cimport memcmp
 
 from fastmesh.core.io.state cimport Conn, Worker
 from fastmesh.core.sys.openssl cimport X509, X509_get0_notAfter
+from fastmesh.core.sys.posix cimport CLOCK_REALTIME, clock_gettime, timespec
 from fastmesh.core.traffic.snapshot cimport REVOKED_BYTES, Snapshot
 from fastmesh.core.wire.tls cimport tls_peer_leaf, tls_peer_serial
 from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
@@ -20,12 +21,14 @@ cdef inline bint identity_over(const Snapshot *s) noexcept nogil:
 
 cdef inline void conn_expires(Worker *w, Conn *c, int64_t end) noexcept nogil:
     """What the connection rests on ends at `end` (Unix seconds); the earliest end counts. 0 or less: never."""
+    cdef timespec now
     cdef int64_t left
     cdef uint64_t at
     if end <= 0:
         return
-    left = end - now_seconds()
-    at = w.now_ms + (<uint64_t>left * 1000 if left > 0 else 1)
+    clock_gettime(CLOCK_REALTIME, &now)
+    left = (end - now.tv_sec) * 1000 - now.tv_nsec // 1000000 - 1     # both clocks were cut: never late
+    at = w.now_ms + (<uint64_t>left if left > 0 else 1)
     if c.expires_ms == 0 or at < c.expires_ms:
         c.expires_ms = at
 
