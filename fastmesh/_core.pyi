@@ -22,10 +22,14 @@ class Area:
     workers: int
     services: int
     rules: int
+    ticket_turn: int
     @staticmethod
     def create(workers: int, services: int = 1024, rules: int = 4096) -> Area: ...
     @staticmethod
     def attach(fd: int) -> Area: ...
+    def rotate_tickets(self) -> None:
+        """New session tickets get a new key; those of the one until now are still taken, and renewed."""
+
     def worker_counters(self, slot: int) -> list[int]:
         """The values of a worker slot, aligned with COUNTERS."""
 
@@ -82,6 +86,12 @@ def regex_error(pattern: str) -> tuple[str, int] | None:
 
 def normalize_path(path: str, keep_slashes: bool = False) -> str | None:
     """A path without its query in the form that rules compare and endpoints get; None: it is refused."""
+
+def tls_material_error(certificate: str | None, key: str | None, ca: str | None) -> str | None:
+    """What is wrong with a certificate and its key, or with the roots to trust (PEM); None: nothing."""
+
+def certificate_times(pem: str) -> tuple[int, int]:
+    """When the first certificate in `pem` is valid: Unix seconds, the second one is out of it."""
 
 def set_title(title: str) -> None:
     """Set the title of this process as ps shows it."""

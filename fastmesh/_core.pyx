@@ -45,6 +45,13 @@ from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, Snapshot
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.message cimport M_CONNECT, Message
 from fastmesh.core.wire.path cimport path_normalise
+from fastmesh.core.sys.openssl cimport (
+    BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error, PEM_read_bio_X509, SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, X509,
+    X509_free, X509_get0_notAfter, X509_get0_notBefore,
+)
+from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
+from fastmesh.core.wire.tls_public cimport tls_public_client, tls_public_server
+from fastmesh.core.wire.tls_tickets cimport tickets_rotate
 
 import json
 import os
@@ -154,7 +161,6 @@ cdef class Area:
         cdef Area self = Area.__new__(Area)
         cdef size_t slot = area_slot_bytes(services, rules)
         cdef size_t size = 4096 + workers * slot
-        cdef bytes keys = os.urandom(80)
         if workers < 1 or services < 1 or rules < 0:
             raise ValueError("an area needs at least one worker and one service")
         self.fd = memfd_create(b"fastmesh-area", MFD_CLOEXEC)
@@ -168,7 +174,7 @@ cdef class Area:
         self.header.rules = rules
         self.header.slot_bytes = slot
         self.header.size = size
-        memcpy(self.header.ticket_keys, <char *>keys, 80)
+        self.rotate_tickets()
         return self
 
     @staticmethod
@@ -191,6 +197,17 @@ cdef class Area:
             raise MemoryError()
         self.header = <AreaHeader *>p
         return 0
+
+    def rotate_tickets(self):
+        """New session tickets get a new key; those of the one until now are still taken, and renewed. One process
+        at a time may call this."""
+        if not tickets_rotate(&self.header.tickets, now_seconds()):
+            raise OSError("the system has no randomness")
+
+    @property
+    def ticket_turn(self):
+        """How many keys of session tickets there have been."""
+        return fm_load_acquire(&self.header.tickets.turn)
 
     @property
     def workers(self):
@@ -324,6 +341,39 @@ def normalize_path(str path, bint keep_slashes=False):
     if path_normalise(<char *>work, &n, keep_slashes) < 0:
         return None
     return bytes(work[:n]).decode()
+
+
+def tls_material_error(certificate, key, ca):
+    """What is wrong with a certificate and its key, or with the roots to trust (PEM; None: not asked); None:
+    nothing."""
+    cdef char err[512]
+    cdef bytes a = (certificate or "").encode()
+    cdef bytes b = (key or "").encode()
+    cdef bytes c = (ca or "").encode()
+    cdef SSL_CTX *ctx
+    if certificate is not None:
+        ctx = tls_public_server(a, b, NULL, NULL, NULL, 0, TLS1_2_VERSION, err, sizeof(err))
+    else:
+        ctx = tls_public_client(b"localhost", c, NULL, NULL, NULL, 0, TLS1_2_VERSION, err, sizeof(err))
+    if ctx == NULL:
+        return (<bytes>err).decode("utf-8", "replace")
+    SSL_CTX_free(ctx)
+    return None
+
+
+def certificate_times(str pem):
+    """When the first certificate in `pem` is valid: Unix seconds, the second one is out of it. (-1, -1): there is
+    none."""
+    cdef bytes raw = pem.encode()
+    cdef BIO *bio = BIO_new_mem_buf(<const char *>raw, <int>len(raw))
+    cdef X509 *cert = PEM_read_bio_X509(bio, NULL, NULL, NULL) if bio != NULL else NULL
+    BIO_free(bio)
+    ERR_clear_error()
+    if cert == NULL:
+        return -1, -1
+    times = asn1_seconds(X509_get0_notBefore(cert)), asn1_seconds(X509_get0_notAfter(cert))
+    X509_free(cert)
+    return times
 
 
 cdef class Worker:

@@ -44,8 +44,9 @@ class State:
         self.renewal_error = ""
 
     def take_snapshot(self, snapshot: dict[str, Any]) -> None:
-        if snapshot["identity"] is not None:
-            snapshot["identity"]["key"] = REDACTED
+        for pair in _pairs(snapshot):
+            if pair.get("key"):
+                pair["key"] = REDACTED
         self.snapshot = snapshot
 
     def take_status(self, message: Mapping[str, Any]) -> None:
@@ -139,3 +140,14 @@ class State:
         return reasons + [
             f"worker {worker.slot} is {worker.state}" for worker in self.workers if worker.state != "ready"
         ]
+
+
+def _pairs(snapshot: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All places of a snapshot where a private key stands beside its certificate."""
+    if snapshot.get("identity"):
+        yield snapshot["identity"]
+    for listener in snapshot.get("listeners", ()):
+        yield from listener.get("tls_contexts", ())
+    for service in snapshot.get("services", ()):
+        if "tls_context" in service:
+            yield service["tls_context"]

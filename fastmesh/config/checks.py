@@ -14,15 +14,15 @@ from typing import Any, Final
 from fastmesh.config.errors import nearest, plain, shown
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
-from fastmesh.config.roles import listener_tls
+from fastmesh.config.roles import listener_tls, service_tls
 from fastmesh.config.rule_checks import check_rules
 from fastmesh.config.schema import Config, Listener, Service
 from fastmesh.config.values import MAX_UNIX_PATH, Address, alternatives
 
 _TLS_BY_ROLE: Final = {
-    "edge": ("none",),
-    "outbound": ("none",),
-    "inbound": ("mesh", "permissive", "none"),
+    "edge": ("none", "terminate", "passthrough"),
+    "outbound": ("none", "terminate", "passthrough"),
+    "inbound": ("mesh", "permissive", "none", "terminate", "passthrough"),
 }
 _WHY_NO_TLS: Final = {
     "edge": "clients outside the mesh have no identity",
@@ -58,9 +58,13 @@ class _Checks:
         for index, listener in self.listeners:
             where = ("listeners", index)
             self.role(where, listener)
-            self.target(where, listener)
+            self.tls(where, listener)
+            self.target(where, listener.to, (*where, "to"))
+            for pattern, to in _pairs(listener.sni):
+                self.target(where, to, (*where, "sni", pattern))
             self.loops(listener)
-        for name in self.services:
+        for name, service in self.services.items():
+            self.service_tls(("services", name, "tls"), service)
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)
@@ -77,7 +81,7 @@ class _Checks:
                 implied = "" if listener.tls else f" (the default with role: {listener.role})"
                 self.report(("listeners", index, "tls"), f"tls: {tls}{implied} {needed}")
         for name, service in self.services.items():
-            if service.tls == "mesh":
+            if service_tls(service) == "mesh":
                 self.report(("services", name, "tls"), f"tls: mesh {needed}")
 
     def spiffe_ids(self) -> None:
@@ -88,7 +92,7 @@ class _Checks:
             message = f"{shown(own)} is not of trust_domain {shown(domain)}, expected spiffe://{domain}/…"
             self.report(("spiffe_id",), message)
         for name, service in self.services.items():
-            if service.spiffe_id is not None and service.tls == "none":
+            if service.spiffe_id is not None and service_tls(service) != "mesh":
                 message = "spiffe_id without TLS, expected tls: mesh: nothing is proven in plaintext"
                 self.report(("services", name, "spiffe_id"), message)
 
@@ -134,7 +138,7 @@ class _Checks:
         if tls is not INVALID and tls not in _TLS_BY_ROLE[role]:
             message = f"tls: {tls} with role: {role}, expected none ({_WHY_NO_TLS[role]}) or role: inbound"
             self.report((*where, "tls"), message)
-        if listener.to is not None:
+        if listener.to is not None or tls == "passthrough":
             return
         if role != "outbound":
             self.report(where, f"role: {role} without 'to', expected the service that it goes to")
@@ -142,8 +146,49 @@ class _Checks:
             message = "protocol: tcp without 'to', expected the service that it goes to (only HTTP names one)"
             self.report(where, message)
 
-    def target(self, where: Where, listener: Listener) -> None:
-        to, services = listener.to, self.config.services
+    def tls(self, where: Where, listener: Listener) -> None:
+        """What `tls` needs, and what is of no use beside it."""
+        tls, mode = listener.tls, listener_tls(listener)
+        if mode is INVALID:
+            return
+        if tls is not None and tls.mode is not None:
+            for key in ("certificates", "client_ca", "alpn"):
+                if getattr(tls, key) is not None:
+                    message = f"{key} beside mode: {mode}, expected it without mode (TLS by names ends here)"
+                    self.report((*where, "tls", key), message)
+        elif tls is not None and tls.certificates is None:
+            self.report((*where, "tls"), "TLS that ends here without certificates, expected at least one")
+        if mode == "passthrough":
+            if listener.to is None and listener.sni is None:
+                message = "tls: passthrough without 'sni' and 'to', expected where connections go"
+                self.report((*where, "tls"), message)
+            if listener.protocol == "http":
+                message = (
+                    "protocol: http with tls: passthrough, expected tcp or auto (nobody sees what is inside)"
+                )
+                self.report((*where, "protocol"), message)
+        elif listener.sni is not None:
+            self.report((*where, "sni"), f"sni with tls: {mode}, expected tls: passthrough")
+
+    def service_tls(self, where: Where, service: Service) -> None:
+        tls = service.tls
+        if tls is None or tls is INVALID or tls.mode is INVALID:
+            return
+        keys = ("server_name", "ca", "certificate", "key", "alpn")
+        if tls.mode is not None:
+            for key in keys:
+                if getattr(tls, key) is not None:
+                    message = f"{key} beside mode: {tls.mode}, expected it without mode (ordinary TLS)"
+                    self.report((*where, key), message)
+            return
+        if tls.server_name is None:
+            self.report(where, "ordinary TLS without server_name, expected whom the certificate must be for")
+        for one, other in (("certificate", "key"), ("key", "certificate")):
+            if getattr(tls, one) is not None and getattr(tls, other) is None:
+                self.report((*where, one), f"{one} without {other}, expected both or neither")
+
+    def target(self, where: Where, to: str | None, place: Where) -> None:
+        services = self.config.services
         if to is None or INVALID in (to, services) or to in services:
             return
         near = nearest(to, services)
@@ -153,7 +198,7 @@ class _Checks:
             wanted = alternatives(tuple(plain(name) for name in list(services)[:10]))
         else:
             wanted = "a service of that name under `services`"
-        self.report((*where, "to"), f"unknown service {shown(to)}, expected {wanted}")
+        self.report(place, f"unknown service {shown(to)}, expected {wanted}")
 
     def loops(self, listener: Listener) -> None:
         """A service that a listener leads to must not have that listener as its endpoint."""
@@ -162,7 +207,9 @@ class _Checks:
         own = {self.key(listener.bind)}
         if listener.bind.host in _WILDCARDS:
             own.add((_WILDCARDS[listener.bind.host], listener.bind.port))
-        for name in self.services if listener.to is None else [listener.to]:
+        passes = listener_tls(listener) == "passthrough"
+        named = [to for _, to in _pairs(listener.sni)] + ([listener.to] if listener.to is not None else [])
+        for name in dict.fromkeys(named) if named or passes else self.services:
             for index, address in self.endpoints(name):
                 if self.key(address) in own:
                     what = f"{shown(str(address))} is the address of listener {shown(listener.name)}"
@@ -204,3 +251,9 @@ def _valid(items: Any) -> Iterator[tuple[int, Any]]:
     """The entries of a list that were not refused, with their index."""
     if items is not INVALID:
         yield from ((index, item) for index, item in enumerate(items) if item is not INVALID)
+
+
+def _pairs(items: Any) -> Iterator[tuple[str, Any]]:
+    """The entries of a mapping that were not refused."""
+    if items is not None and items is not INVALID:
+        yield from ((key, item) for key, item in items.items() if item is not INVALID)

@@ -204,8 +204,8 @@ def expected(kind: Type) -> str:
         keys = ", ".join(field.key for field in known.values())
         return f"{title(kind.section)}: {short}a mapping with {keys}"
     if kind.key is not None and kind.item is not None:
-        assert kind.item.section is not None
-        return f"a mapping, each key {kind.key.expected}, each value {title(kind.item.section)}"
+        one = title(kind.item.section) if kind.item.section is not None else expected(kind.item)
+        return f"a mapping, each key {kind.key.expected}, each value {one}"
     if kind.item is not None:
         one = title(kind.item.section) if kind.item.section is not None else expected(kind.item)
         return f"a {'non-empty ' if kind.min_length else ''}list, each entry {one}"

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastmesh.config.schema import Listener
+from fastmesh.config.invalid import INVALID
+from fastmesh.config.schema import Listener, Service
 
 
 def listener_tls(listener: Listener) -> str:
     """The TLS mode of a listener: as written, or what its role implies."""
-    return listener.tls or ("mesh" if listener.role == "inbound" else "none")
+    tls = listener.tls
+    if tls is None:
+        return "mesh" if listener.role == "inbound" else "none"
+    return tls if tls is INVALID else tls.mode or "terminate"
+
+
+def service_tls(service: Service) -> str:
+    """The TLS mode of a service: `tls` is ordinary TLS, by the server's name."""
+    tls = service.tls
+    if tls is None:
+        return "none"
+    return tls if tls is INVALID else tls.mode or "tls"
+
+
+def http_only(listeners: Iterable[Listener]) -> bool:
+    """Whether HTTP is all that comes in there (and there is such a listener)."""
+    protocols = {"http" if one.to is None and one.protocol == "auto" else one.protocol for one in listeners}
+    return protocols == {"http"}
 
 
 def leading_to(listeners: Iterable[Listener], service: str) -> list[Listener]:
     """The listeners whose requests or connections can go to a service."""
-    return [one for one in listeners if one.to == service or (one.to is None and one.role == "outbound")]
+    return [
+        one
+        for one in listeners
+        if one.to == service
+        or (one.sni not in (None, INVALID) and service in one.sni.values())
+        or (one.to is None and one.role == "outbound")
+    ]
 
 
 def client_cert(listener: Listener) -> str:

@@ -66,7 +66,9 @@ class _Owner:
         self.listeners = listeners
         self.what = what
         self.report = report
-        self.opaque = bool(listeners) and all(one.protocol == "tcp" for one in listeners)
+        self.opaque = bool(listeners) and all(
+            one.protocol == "tcp" or listener_tls(one) == "passthrough" for one in listeners
+        )
         self.tls = {listener_tls(one) for one in listeners}
 
     def run(self) -> int:
@@ -128,7 +130,7 @@ class _Owner:
         if rule.from_ is None or rule.from_ is INVALID or not self.listeners or INVALID in rule.from_:
             return
         # An outbound listener's caller is the application itself, which has no certificate to show.
-        if self.tls == {"none"} and UNAUTHENTICATED not in rule.from_:
+        if self.tls <= {"none", "terminate", "passthrough"} and UNAUTHENTICATED not in rule.from_:
             message = "from in a rule for callers that have no identity"
             wanted = f"expected tls: mesh or permissive on an inbound listener, or {UNAUTHENTICATED}"
             self.report((*where, "from"), f"{message}, {wanted}")

@@ -40,6 +40,7 @@ HostPattern = Annotated[str, Meta(extra={"kind": values.HOST_PATTERN})]
 HeaderName = Annotated[str, Meta(extra={"kind": values.HEADER_NAME})]
 HeaderValue = Annotated[str, Meta(extra={"kind": values.HEADER_VALUE})]
 Regex = Annotated[str, Meta(extra={"kind": values.REGEX})]
+ServerName = Annotated[str, Meta(extra={"kind": values.SERVER_NAME})]
 Cidr = Annotated[str, Meta(extra={"kind": values.CIDR})]
 RuleName = Annotated[str, Meta(extra={"kind": values.RULE_NAME})]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -224,6 +225,102 @@ class Forwarded(Section, frozen=True, kw_only=True):
     ] = "auto"
 
 
+Alpn = Literal["http/1.1"]
+_ALPN: Final = (
+    "Protocols that are agreed on by ALPN (RFC 7301). Left out: `http/1.1` where only HTTP is spoken, none "
+    "otherwise."
+)
+_MIN_VERSION: Final = "The oldest version of TLS that is spoken."
+
+
+class Certificate(Section, frozen=True, kw_only=True):
+    """a certificate
+
+    A certificate and its key, in PEM. They are read again on SIGHUP.
+    """
+
+    certificate: Annotated[
+        Path,
+        Meta(
+            description="The certificate, then its issuers. Clients get it for the DNS names in it.",
+            examples=["shop.pem"],
+        ),
+    ]
+    key: Annotated[Path, Meta(description="Its private key, not encrypted.", examples=["shop.key"])]
+
+
+class ListenerTls(Section, frozen=True, kw_only=True):
+    """the TLS settings of a listener
+
+    A word, or ordinary TLS that ends here: `certificates` and what belongs to them.
+    """
+
+    mode: Annotated[
+        Literal["none", "mesh", "permissive", "passthrough"] | None,
+        Meta(
+            description="`mesh`: mutual TLS 1.3, the caller must prove a SPIFFE identity. `permissive`: "
+            "plaintext is accepted too. `passthrough`: TLS goes unopened to the service that `sni` or `to` "
+            "says. `none`: plaintext. Left out: `mesh` on an inbound listener, otherwise `none`; with "
+            "`certificates`, TLS by names ends here."
+        ),
+    ] = None
+    certificates: Annotated[
+        list[Certificate] | None,
+        Meta(
+            min_length=1,
+            max_length=1024,
+            description="What clients are shown: the first certificate for just the name they ask for (SNI), "
+            "else one for `*.` above it, else the first of the list.",
+        ),
+    ] = None
+    client_ca: Annotated[
+        Path | None,
+        Meta(
+            description="The roots of clients, in PEM: every client must show a certificate that leads to "
+            "one. It gives no SPIFFE identity. Left out: clients are not asked for one.",
+            examples=["clients.pem"],
+        ),
+    ] = None
+    alpn: Annotated[list[Alpn] | None, Meta(min_length=1, description=_ALPN)] = None
+    min_version: Annotated[Literal["1.2", "1.3"], Meta(description=_MIN_VERSION)] = "1.2"
+
+
+class ServiceTls(Section, frozen=True, kw_only=True):
+    """the TLS settings of a service
+
+    A word, or ordinary TLS: `server_name` and what belongs to it.
+    """
+
+    mode: Annotated[
+        Literal["none", "mesh"] | None,
+        Meta(
+            description="`mesh`: mutual TLS 1.3, and the peer must prove `spiffe://TRUST_DOMAIN/NAME` of "
+            "this service. `none`, or left out without `server_name`: plaintext."
+        ),
+    ] = None
+    server_name: Annotated[
+        ServerName | None,
+        Meta(
+            description="Whom the server's certificate must be for (RFC 6125), and whom we ask for: a host "
+            "name or an IP address.",
+            examples=["api.example.com"],
+        ),
+    ] = None
+    ca: Annotated[
+        Path | None,
+        Meta(
+            description="The roots to trust, in PEM. Left out: those of the system.", examples=["partner.pem"]
+        ),
+    ] = None
+    certificate: Annotated[
+        Path | None,
+        Meta(description="What we show to a server that asks: certificate, then issuers. Needs `key`."),
+    ] = None
+    key: Annotated[Path | None, Meta(description="Its private key, not encrypted.")] = None
+    alpn: Annotated[list[Alpn] | None, Meta(min_length=1, description=_ALPN)] = None
+    min_version: Annotated[Literal["1.2", "1.3"], Meta(description=_MIN_VERSION)] = "1.2"
+
+
 class Listener(Section, frozen=True, kw_only=True):
     """a listener
 
@@ -268,11 +365,20 @@ class Listener(Section, frozen=True, kw_only=True):
         ),
     ] = None
     tls: Annotated[
-        Literal["none", "mesh", "permissive"] | None,
+        ListenerTls | None,
         Meta(
-            description="`mesh`: mutual TLS 1.3, the caller must prove a SPIFFE identity. `permissive`: "
-            "plaintext is accepted too. `none`: plaintext. Left out: `mesh` on an inbound listener, "
-            "otherwise `none`."
+            extra={"short": "mode"},
+            description="How TLS is spoken with clients. Left out: `mesh` on an inbound listener, otherwise "
+            "`none`.",
+        ),
+    ] = None
+    sni: Annotated[
+        dict[HostPattern, ServiceName] | None,
+        Meta(
+            min_length=1,
+            max_length=1024,
+            description="With `tls: passthrough`: the service for the name that a client asks for, exact or "
+            "`*.suffix`. What is not here goes to `to`; without that it is closed.",
         ),
     ] = None
     allow: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_ALLOW)] = None
@@ -325,6 +431,26 @@ class Listener(Section, frozen=True, kw_only=True):
             le=10_000_000,
             description="Connections open at once, for each worker. Left out: no limit.",
             examples=[10000],
+        ),
+    ] = None
+    max_handshakes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="TLS handshakes under way at once, for each worker; one more is closed at once "
+            "(`tls_busy`).",
+        ),
+    ] = 512
+    handshakes_per_source: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="TLS handshakes that one address (IPv6: one /64) may begin in a second, for each "
+            "worker; one more is closed at once (`tls_rate`). Left out: no limit, because a balancer or NAT "
+            "in front makes many clients one address.",
+            examples=[50],
         ),
     ] = None
     forwarded: Annotated[Forwarded, Meta(description="What the upstream is told about the caller.")] = (
@@ -382,12 +508,12 @@ class Service(Section, frozen=True, kw_only=True):
         ),
     ]
     tls: Annotated[
-        Literal["none", "mesh"],
+        ServiceTls | None,
         Meta(
-            description="`mesh`: mutual TLS 1.3, and the peer must prove `spiffe://TRUST_DOMAIN/NAME` of "
-            "this service. `none`: plaintext."
+            extra={"short": "mode"},
+            description="How TLS is spoken with the endpoints. Left out: plaintext.",
         ),
-    ] = "none"
+    ] = None
     spiffe_id: Annotated[
         SpiffeId | None,
         Meta(

@@ -2,7 +2,8 @@
 
 What depends on the machine happens here and nowhere earlier: host names are resolved, the identity is read
 from the PKI directory, CPUs are counted. Equal inputs give equal snapshots (`digest`), so that nothing is
-applied twice. The result is plain JSON data; `identity.key` is the only secret in it.
+applied twice. The result is plain JSON data; its secrets are what stands as `key`
+beside a `certificate`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastmesh.config.cpus import usable_cpus
 from fastmesh.config.errors import ConfigError, ConfigErrors, shown
 from fastmesh.config.loader import Loaded
 from fastmesh.config.positions import Where
-from fastmesh.config.roles import client_cert, listener_tls
+from fastmesh.config.roles import client_cert, listener_tls, service_tls
 from fastmesh.config.rule_checks import LISTS, conditions, rule_name
 from fastmesh.config.schema import (
     MAX_RULES,
@@ -33,7 +34,8 @@ from fastmesh.config.schema import (
     Rule,
     Service,
 )
-from fastmesh.config.values import UNAUTHENTICATED, Address
+from fastmesh.config.tls_files import TlsFiles
+from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
 
 FORMAT: Final = 1
 
@@ -58,22 +60,25 @@ def make_snapshot(
     """
     config = loaded.config
     resolver = _Resolver(loaded)
+    files = TlsFiles(loaded)
     names = list(config.services)
     rows = _assign_slots(names, slots or {}, MAX_SERVICES)
     rules = _assign_slots(list(_rule_keys(config)), rule_slots or {}, MAX_RULES)
     listeners = [
         _listener(config, resolver, listener, ("listeners", index), names)
+        | (files.listener(config, listener, ("listeners", index)) if identity else {})
         | _rules(config, "listener", listener.name, listener, rules)
         for index, listener in enumerate(config.listeners)
     ]
     services = [
         _service(config, resolver, name, service, rows[name])
+        | (files.service(config, name, service, ("services", name)) if identity else {})
         | _rules(config, "service", name, service, rules)
         for name, service in config.services.items()
     ]
     admin = _admin(config, resolver, explicit=loaded.positions.key(("admin",)) is not None)
-    if resolver.errors:
-        raise ConfigErrors(resolver.errors)
+    if resolver.errors or files.errors:
+        raise ConfigErrors([*resolver.errors, *files.errors])
     body: dict[str, Any] = {
         "format": FORMAT,
         "source": loaded.path.name,
@@ -92,8 +97,8 @@ def make_snapshot(
 
 def needs_identity(config: Config) -> bool:
     """Whether anything in the configuration speaks mutual TLS."""
-    return any(listener_tls(listener) != "none" for listener in config.listeners) or any(
-        service.tls == "mesh" for service in config.services.values()
+    return any(listener_tls(listener) in ("mesh", "permissive") for listener in config.listeners) or any(
+        service_tls(service) == "mesh" for service in config.services.values()
     )
 
 
@@ -163,7 +168,7 @@ def _access_log(loaded: Loaded) -> dict[str, Any] | None:
 def _listener(
     config: Config, resolver: _Resolver, listener: Listener, where: Where, names: list[str]
 ) -> dict[str, Any]:
-    by_host = listener.to is None
+    by_host = listener.to is None and listener_tls(listener) != "passthrough"
     return {
         "name": listener.name,
         "role": listener.role,
@@ -171,6 +176,10 @@ def _listener(
         "protocol": "http" if by_host and listener.protocol == "auto" else listener.protocol,
         "tls": listener_tls(listener),
         "service": -1 if listener.to is None else names.index(listener.to),
+        "sni": [
+            {"name": parse_host_pattern(name), "service": names.index(service)}
+            for name, service in (listener.sni or {}).items()
+        ],
         "normalize_paths": listener.normalize_paths,
         "encoded_slashes": listener.encoded_slashes,
         "header_timeout_ms": listener.header_timeout,
@@ -179,6 +188,7 @@ def _listener(
         "tcp_idle_timeout_ms": listener.tcp_idle_timeout,
         "max_connection_age_ms": listener.max_connection_age or 0,
         "max_connections": listener.max_connections or 0,
+        "handshakes": {"max": listener.max_handshakes, "per_source": listener.handshakes_per_source or 0},
         "forwarded": {
             "x_forwarded": listener.forwarded.x_forwarded,
             "forwarded": listener.forwarded.forwarded,
@@ -263,8 +273,8 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
     return {
         "name": name,
         "slot": slot,
-        "tls": service.tls,
-        "spiffe_id": (service.spiffe_id or spiffe_id(config, name)) if service.tls == "mesh" else None,
+        "tls": service_tls(service),
+        "spiffe_id": (service.spiffe_id or spiffe_id(config, name)) if service_tls(service) == "mesh" else None,
         "endpoints": endpoints,
         "connect_timeout_ms": service.connect_timeout,
         "response_timeout_ms": service.response_timeout,

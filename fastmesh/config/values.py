@@ -351,6 +351,14 @@ def parse_host_pattern(text: str) -> str:
     raise ValueError(f"{shown(text)} is not a host, expected {_HOST_EXPECTED}")
 
 
+def parse_server_name(text: str) -> str:
+    """Whom a certificate must be for: one host or IP address."""
+    host = parse_host_pattern(f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text)
+    if host.startswith("*."):
+        raise ValueError(f"{shown(text)} is not a server's name, expected one host without '*'")
+    return host.strip("[]")
+
+
 _CIDR_EXPECTED: Final = "an address or a network such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"
 
 
@@ -444,6 +452,13 @@ HOST_PATTERN: Final = Kind(
     _HOST_EXPECTED,
     parse_host_pattern,
     r"^(\[[0-9A-Fa-f:.]+\]|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_-]{1,63})*\.?)$",
+)
+SERVER_NAME: Final = Kind(
+    "host name",
+    "a host name such as api.example.com, or an IP address",
+    parse_server_name,
+    r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+    r"|[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_-]{1,63})*\.?)$",
 )
 CIDR: Final = Kind(
     "network",

@@ -48,6 +48,8 @@ _RELOAD_S = 30.0
 _GRACE_S = 1.0
 _AGENT_GRACE_S = 3.0
 _STOP_S = 0.5
+# Keys of session tickets: tickets of the one before are taken too, so one is worth an hour or two.
+_TICKET_S = 3600.0
 
 
 class StartError(Exception):
@@ -59,7 +61,9 @@ class StartError(Exception):
 
 
 class Supervisor:
-    """One run of the proxy. `workers` overrides the configuration; `agent` is the agent's command line."""
+    """One run of the proxy. `workers` overrides the configuration; `agent` is the agent's command line;
+    session tickets get a new key every `ticket_interval` seconds.
+    """
 
     def __init__(
         self,
@@ -67,11 +71,13 @@ class Supervisor:
         workers: int | None = None,
         pid_file: str | None = None,
         agent: list[str] | None = None,
+        ticket_interval: float = _TICKET_S,
     ) -> None:
         self._config = config
         self._workers = workers
         self._pid_file = PidFile(pid_file) if pid_file else None
         self._agent_command = agent or [sys.executable, "-m", "fastmesh.agent"]
+        self._ticket_interval = ticket_interval
         self._label = os.path.basename(config)
         self._signals = SignalQueue()
         self._notifier = Notifier()
@@ -236,8 +242,14 @@ class Supervisor:
         text = f"{listeners}; workers {len(self._slots)}{admin}"
         say(f"ready: {text}; pid {os.getpid()}", prefix="fastmesh ")
         self._notifier.ready(text)
+        self._timers.after("tickets", self._ticket_interval, self._rotate_tickets)
         if self._notifier.watchdog_s:
             self._keep_alive(self._notifier.watchdog_s)
+
+    def _rotate_tickets(self) -> None:
+        """No context is made anew and no worker told: they see it in the shared memory."""
+        self._area.rotate_tickets()
+        self._timers.after("tickets", self._ticket_interval, self._rotate_tickets)
 
     def _keep_alive(self, interval: float) -> None:
         self._notifier.alive()

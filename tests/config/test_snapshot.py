@@ -28,6 +28,8 @@ LISTENER_DEFAULTS = {
     "tcp_idle_timeout_ms": 3_600_000,
     "max_connection_age_ms": 0,
     "max_connections": 0,
+    "handshakes": {"max": 512, "per_source": 0},
+    "sni": [],
     "forwarded": {"x_forwarded": "append", "forwarded": "auto", "via": True, "client_cert": "remove"},
     "normalize_paths": "auto",
     "encoded_slashes": "refuse",

@@ -1,4 +1,7 @@
-"""Runs a supervisor with a scripted agent: `supervise.py CONFIG SCRIPT [--workers N] [--pid-file FILE]`."""
+"""Runs a supervisor with a scripted agent: `supervise.py CONFIG SCRIPT [OPTION VALUE ...]`.
+
+Options: --workers, --pid-file, --ticket-interval.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ def main() -> int:
     options = dict(zip(rest[::2], rest[1::2], strict=True))
     workers = options.get("--workers")
     agent = [sys.executable, str(Path(__file__).with_name("scripted_agent.py")), script]
-    return Supervisor(config, int(workers) if workers else None, options.get("--pid-file"), agent).run()
+    interval = float(options.get("--ticket-interval", 3600))
+    pid_file = options.get("--pid-file")
+    return Supervisor(config, int(workers) if workers else None, pid_file, agent, interval).run()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from kit.limits import DEADLINE, PATIENCE, wait_until
 from kit.ports import free_port
 from kit.supervised import connect, exchange
 
+from fastmesh._core import Area
+
 CONFIG_ERROR = "/etc/somewhere/edge.yaml:3:5: unknown key `prot`, did you mean `protocol`?"
 
 
@@ -298,6 +300,22 @@ def test_workers_finish_what_they_have_when_the_supervisor_is_killed(host):
         wait_until(lambda: refused(port), "that nobody accepts any more")
         exchange(sock)
     wait_until(lambda: not any(procfs.alive(pid) for pid in workers), "the workers' end")
+
+
+# the keys of session tickets
+
+
+def test_the_keys_of_tickets_are_turned(host):
+    """Beside everything else, and also while the agent is dead."""
+    host.start("--ticket-interval", "0.02")
+    birth = host.heard("birth")[-1]
+    fd = os.open(f"/proc/{birth['pid']}/fd/{birth['given'][1]}", os.O_RDWR | os.O_CLOEXEC)
+    area = Area.attach(fd)
+    os.close(fd)
+    os.kill(birth["pid"], signal.SIGKILL)
+    wait_until(lambda: area.ticket_turn > 5, "a few new keys")
+    with connect(host.port()) as sock:
+        exchange(sock)
 
 
 # the end

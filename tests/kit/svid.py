@@ -95,20 +95,40 @@ class Identity:
     chain: bytes
     key: bytes
     bundle: bytes
+    domain: bytes = DOMAIN
 
     def server(
         self,
         *,
         alpn: bytes | None = H2_H1,
-        keys: bytes | None = KEYS,
+        keys: bytes | tls.Tickets | None = KEYS,
         suites: bytes | None = None,
         old: bool = False,
+        federated: dict[bytes, bytes] | None = None,
+        revoked: list[bytes] | None = None,
     ) -> tls.Context:
         """`old`: TLS 1.2 and nothing else."""
-        return tls.Context(True, self.chain, self.key, self.bundle, DOMAIN, keys, alpn, suites, old)
+        return tls.Context(
+            True, self.chain, self.key, self.bundle, self.domain, keys, alpn, suites, old, federated, revoked
+        )
 
-    def client(self, *, alpn: bytes | None = H2_H1, old: bool = False) -> tls.Context:
-        return tls.Context(False, self.chain, self.key, self.bundle, DOMAIN, None, alpn, None, old)
+    def client(
+        self,
+        *,
+        alpn: bytes | None = H2_H1,
+        old: bool = False,
+        federated: dict[bytes, bytes] | None = None,
+        revoked: list[bytes] | None = None,
+    ) -> tls.Context:
+        return tls.Context(
+            False, self.chain, self.key, self.bundle, self.domain, None, alpn, None, old, federated, revoked
+        )
+
+    @property
+    def serial(self) -> bytes:
+        """Of the leaf, big-endian."""
+        number = x509.load_pem_x509_certificate(self.chain).serial_number
+        return number.to_bytes((number.bit_length() + 7) // 8)
 
     def python(self, side: ssl._SSLMethod, *, present: bool = True) -> ssl.SSLContext:
         """The same for Python's ssl: an end that nobody here wrote."""

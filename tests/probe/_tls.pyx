@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastmesh.core.sys.posix cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
+from fastmesh.core.wire.sniff cimport SNIFF_NAME_MAX, sniff_hello
 from fastmesh.core.wire.tls cimport *
 
 EOF = TLS_EOF
@@ -33,7 +34,6 @@ def errors_queued() -> bool:
 
 
 cdef extern from "<openssl/ssl.h>" nogil:
-    enum: TLS1_2_VERSION
     enum: SSL_KEY_UPDATE_REQUESTED, SSL_KEY_UPDATE_NOT_REQUESTED
     int SSL_key_update(SSL *ssl, int kind)
 
@@ -62,20 +62,43 @@ def domain_valid(bytes domain) -> bool:
     return svid_domain_valid(domain, len(domain))
 
 
+cdef class Tickets:
+    """Keys of session tickets. `first`: bytes that the first one is made of."""
+    cdef TlsTickets keys
+
+    def __cinit__(self, bytes first=None):
+        memset(&self.keys, 0, sizeof(TlsTickets))
+        self.rotate()
+        if first is not None:
+            assert len(first) == 80
+            memcpy(&self.keys.keys[1].name, <char *>first, 80)
+
+    def rotate(self) -> None:
+        assert tickets_rotate(&self.keys, now_seconds())
+
+    @property
+    def names(self) -> list[bytes]:
+        """Of the keys that there are: current, previous."""
+        cdef TlsTicketKey key
+        return [key.name[:16] for age in range(4) if tickets_key(&self.keys, age, &key)]
+
+
 cdef class Context:
     cdef SSL_CTX *ctx
+    cdef Tickets tickets
 
     def __cinit__(
-        self, bint server, bytes cert, bytes key, bytes bundle, bytes domain, bytes ticket_keys=None,
-        bytes alpn=None, bytes suites=None, bint old=False,
+        self, bint server, bytes cert, bytes key, bytes bundle, bytes domain, ticket_keys=None,
+        bytes alpn=None, bytes suites=None, bint old=False, dict federated=None, list revoked=None,
     ):
         cdef char err[256]
-        cdef const unsigned char *keys = NULL
+        cdef TlsTickets *keys = NULL
+        cdef bytes pem, name
         cdef const unsigned char *protocols = NULL
         cdef size_t n = 0
         if ticket_keys is not None:
-            assert len(ticket_keys) == TLS_TICKET_KEYS
-            keys = ticket_keys
+            self.tickets = ticket_keys if isinstance(ticket_keys, Tickets) else Tickets(ticket_keys)
+            keys = &self.tickets.keys
         if alpn is not None:
             protocols = alpn
             n = len(alpn)
@@ -83,6 +106,12 @@ cdef class Context:
         self.ctx = tls_context(server, cert, key, bundle, domain, keys, protocols, n, err, sizeof(err))
         if self.ctx == NULL:
             raise ValueError(err.decode())
+        for name, pem in (federated or {}).items():
+            if not tls_federate(self.ctx, name, pem, err, sizeof(err)):
+                raise ValueError(err.decode())
+        for name in revoked or ():
+            if not tls_revoke(self.ctx, name, len(name)):
+                raise ValueError("no serial number")
         if suites is not None:
             assert SSL_CTX_set_ciphersuites(self.ctx, suites)
         if old:
@@ -242,6 +271,17 @@ cdef class Connection:
     def own_records(self) -> bool:
         """Has the connection left OpenSSL's record layer?"""
         return self.t.ssl == NULL and self.t.records != NULL
+
+
+def sniff(bytes data) -> tuple[int, bytes]:
+    """sniff_hello of bytes in memory of just their size."""
+    cdef char name[SNIFF_NAME_MAX]
+    cdef size_t n = 0
+    cdef char *copy = <char *>malloc(len(data) if len(data) else 1)
+    memcpy(copy, <const char *>data, len(data))
+    result = sniff_hello(copy, len(data), name, &n)
+    free(copy)
+    return result, name[:n]
 
 
 cdef uint64_t _nanoseconds() noexcept nogil:

@@ -61,19 +61,21 @@ cdef enum:  # Reason
     R_TLS_UNTRUSTED
     R_TLS_EXPIRED
     R_TLS_IDENTITY
+    R_TLS_REVOKED
     R_TLS_NOT_TLS
     R_TLS_VERSION
     R_TLS_HANDSHAKE
     R_TLS_TIMEOUT
-    R_TLS_REVOKED
+    R_TLS_BUSY
+    R_TLS_RATE
     # TLS, outbound: we are the client
     R_UPSTREAM_TLS_UNTRUSTED
     R_UPSTREAM_TLS_EXPIRED
     R_UPSTREAM_TLS_IDENTITY
+    R_UPSTREAM_TLS_REVOKED
     R_UPSTREAM_TLS_REFUSED
     R_UPSTREAM_TLS_HANDSHAKE
     R_UPSTREAM_TLS_TIMEOUT
-    R_UPSTREAM_TLS_REVOKED
     # local
     R_DRAINING
     R_OVERLOADED
@@ -145,18 +147,20 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_TLS_UNTRUSTED, b"tls_untrusted", SIDE_DOWNSTREAM, 0, 16, False, b"the client's certificate is not signed by a trusted authority")
     _row(t, R_TLS_EXPIRED, b"tls_expired", SIDE_DOWNSTREAM, 0, 16, False, b"the client's certificate is not valid at this time")
     _row(t, R_TLS_IDENTITY, b"tls_identity", SIDE_DOWNSTREAM, 0, 16, False, b"the client's certificate proves no identity of this trust domain")
+    _row(t, R_TLS_REVOKED, b"tls_revoked", SIDE_DOWNSTREAM, 0, 16, False, b"the client's certificate has been revoked")
     _row(t, R_TLS_NOT_TLS, b"tls_not_tls", SIDE_DOWNSTREAM, 0, 16, False, b"the client did not speak TLS")
     _row(t, R_TLS_VERSION, b"tls_version", SIDE_DOWNSTREAM, 0, 16, False, b"the client offers no accepted TLS version or cipher")
     _row(t, R_TLS_HANDSHAKE, b"tls_handshake", SIDE_DOWNSTREAM, 0, 16, False, b"the TLS handshake with the client failed")
     _row(t, R_TLS_TIMEOUT, b"tls_timeout", SIDE_DOWNSTREAM, 0, 4, False, b"the TLS handshake with the client took too long")
-    _row(t, R_TLS_REVOKED, b"tls_revoked", SIDE_DOWNSTREAM, 0, 16, False, b"the client's certificate was revoked")
+    _row(t, R_TLS_BUSY, b"tls_busy", SIDE_LOCAL, 0, 8, False, b"too many TLS handshakes are under way on the listener")
+    _row(t, R_TLS_RATE, b"tls_rate", SIDE_DOWNSTREAM, 0, 8, False, b"too many TLS handshakes from the client's address")
     _row(t, R_UPSTREAM_TLS_UNTRUSTED, b"upstream_tls_untrusted", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate is not signed by a trusted authority")
     _row(t, R_UPSTREAM_TLS_EXPIRED, b"upstream_tls_expired", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate is not valid at this time")
     _row(t, R_UPSTREAM_TLS_IDENTITY, b"upstream_tls_identity", SIDE_UPSTREAM, 502, 14, True, b"the endpoint proved another identity than the service's")
+    _row(t, R_UPSTREAM_TLS_REVOKED, b"upstream_tls_revoked", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate has been revoked")
     _row(t, R_UPSTREAM_TLS_REFUSED, b"upstream_tls_refused", SIDE_UPSTREAM, 502, 14, True, b"the endpoint refused our certificate")
     _row(t, R_UPSTREAM_TLS_HANDSHAKE, b"upstream_tls_handshake", SIDE_UPSTREAM, 502, 14, True, b"the TLS handshake with the endpoint failed")
     _row(t, R_UPSTREAM_TLS_TIMEOUT, b"upstream_tls_timeout", SIDE_UPSTREAM, 504, 14, True, b"the TLS handshake with the endpoint took too long")
-    _row(t, R_UPSTREAM_TLS_REVOKED, b"upstream_tls_revoked", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate was revoked")
     _row(t, R_DRAINING, b"draining", SIDE_LOCAL, 503, 14, False, b"the proxy is shutting down")
     _row(t, R_OVERLOADED, b"overloaded", SIDE_LOCAL, 503, 8, False, b"a limit of the proxy is reached")
     _row(t, R_NO_MEMORY, b"no_memory", SIDE_LOCAL, 503, 8, False, b"the proxy is out of memory")

@@ -3,15 +3,16 @@
 # The wall clock is read when a connection is made, and turned into the worker's own clock there: afterwards
 # it costs a comparison. Below `connection`, which asks at the end of each handshake.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.stdint cimport int64_t, uint64_t
 
 from fastmesh.core.io.state cimport Conn, Worker
-from fastmesh.core.sys.openssl cimport X509, X509_get0_notAfter
+from fastmesh.core.sys.openssl cimport SSL_CTX, X509, X509_get0_notAfter
 from fastmesh.core.sys.posix cimport CLOCK_REALTIME, clock_gettime, timespec
-from fastmesh.core.traffic.snapshot cimport REVOKED_BYTES, Snapshot
-from fastmesh.core.wire.tls cimport tls_peer_leaf, tls_peer_serial
+from fastmesh.core.traffic.snapshot cimport Snapshot
+from fastmesh.core.wire.tls cimport tls_peer_leaf
+from fastmesh.core.wire.tls_context cimport tls_policy
 from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
+from fastmesh.core.wire.tls_trust cimport trust_denies
 
 
 cdef inline bint identity_over(const Snapshot *s) noexcept nogil:
@@ -46,21 +47,8 @@ cdef inline bint conn_expired(Worker *w, const Conn *c) noexcept nogil:
 
 cdef inline bint conn_revoked(Worker *w, Conn *c) noexcept nogil:
     """After the handshake: is the peer's certificate on the deny list that is in force now?"""
-    cdef unsigned char serial[32]
-    cdef uint32_t low = 0
-    cdef uint32_t high
-    cdef uint32_t middle
-    cdef int order
-    if w.snapshot == NULL or w.snapshot.nrevoked == 0 or not tls_peer_serial(&c.tls, serial):
+    cdef X509 *leaf
+    if w.snapshot == NULL or w.snapshot.server_ctx == NULL:
         return False
-    high = w.snapshot.nrevoked
-    while low < high:
-        middle = (low + high) // 2
-        order = memcmp(serial, w.snapshot.revoked + middle * REVOKED_BYTES, REVOKED_BYTES)
-        if order == 0:
-            return True
-        if order < 0:
-            high = middle
-        else:
-            low = middle + 1
-    return False
+    leaf = tls_peer_leaf(&c.tls)
+    return leaf != NULL and trust_denies(tls_policy(<SSL_CTX *>w.snapshot.server_ctx), leaf)

@@ -30,7 +30,8 @@ from fastmesh.core.io.state cimport (
     C_PAUSED,
     C_RDHUP, C_READABLE, C_RESUMED, C_SHUT, C_SHUT_WANTED, C_SNIFF_TLS, C_TLS, C_TRUNCATED, C_TX_HIGH, C_UPSTREAM,
     C_WRITABLE,
-    Conn, ConnOps, EventFn, Flow, INPUT_BUDGET, INPUT_SCRATCH, LINGER_MS, Source, TX_HIGH, TX_LOW, WIRE_SCRATCH, Worker,
+    Conn, ConnOps, EventFn, Flow, INPUT_BUDGET, INPUT_SCRATCH, LINGER_MS, Source, TURN_HANDSHAKES, TX_HIGH, TX_LOW, WIRE_SCRATCH,
+    Worker,
 )
 from fastmesh.core.sys.posix cimport (
     EAGAIN, EINTR, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, MSG_PEEK,
@@ -801,11 +802,20 @@ cdef inline bint _sniff_tls(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef inline void conn_input(Worker *w, Conn *c) noexcept nogil:
-    """Read and offer until the kernel has no more, the owner pauses, or the budget is spent."""
+    """Read and offer until the kernel has no more, the owner pauses, or the budget is spent. A client's
+    handshake only gets in line (conn_shake)."""
     if c.flags & (C_DEAD | C_CONNECTING):
         return
     if c.flags & C_SNIFF_TLS and not _sniff_tls(w, c):
         return
+    if c.flags & C_HANDSHAKE and not c.flags & C_UPSTREAM:
+        if not node_linked(&c.ready):
+            list_append(&w.shaking, &c.ready)
+        return
+    _go_on(w, c)
+
+
+cdef inline void _go_on(Worker *w, Conn *c) noexcept nogil:
     if c.flow_in != NULL:
         w.ops.flow_pump(w, c.flow_in)
         return
@@ -848,6 +858,20 @@ cdef inline void conn_event(Worker *w, Source *s, uint32_t events) noexcept nogi
         conn_dirty(w, c)
     if c.flags & C_READABLE and not c.flags & C_PAUSED:
         conn_input(w, c)
+
+
+cdef inline void conn_shake(Worker *w) noexcept nogil:
+    """Drive some of the clients' handshakes, first come, first served. They cost a hundred times what a request
+    does, so requests go first, and a flood of handshakes only makes itself wait."""
+    cdef Conn *c
+    cdef int i
+    for i in range(TURN_HANDSHAKES):
+        if list_empty(&w.shaking):
+            return
+        c = conn_of_ready(w.shaking.next)
+        list_remove(&c.ready)
+        if tls_is_open(&c.tls) or w.ops.open_tls(w, c):
+            _go_on(w, c)
 
 
 cdef inline void conn_ready_all(Worker *w) noexcept nogil:

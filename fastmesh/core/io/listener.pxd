@@ -4,16 +4,21 @@
 # connection belongs to the listener (ops.accepted) while it shakes hands or while its first bytes are awaited
 # (`protocol: auto`: HTTP/1 is told from everything else within DETECT_MS or DETECT_BYTES or by the client's end,
 # after which it is opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's.
+#
+# Handshakes are bounded: how long one may take, how many are under way on a listener, how many an address may
+# begin in a second (IPv6: a /64, which is what one customer has), and how many go on in one turn (conn_shake). One
+# over a limit costs an accept and a close. A client that has not said a word holds no TLS object.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from fastmesh.core.base.intern cimport Interned, intern
+from fastmesh.core.base.rate cimport rate_allows, rate_key
 from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.base.reason cimport (
     R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_PROTOCOL_UNKNOWN,
-    R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_TIMEOUT,
+    R_TLS_BUSY, R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_NOT_TLS, R_TLS_RATE, R_TLS_TIMEOUT,
 )
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.age cimport conn_expires, identity_over
@@ -33,7 +38,11 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
 from fastmesh.core.traffic.policy cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
-    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
+    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, SniRoute, TLS_MESH, TLS_NONE,
+    TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
+)
+from fastmesh.core.wire.sniff cimport (
+    SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello,
 )
 from fastmesh.core.wire.tls cimport tls_open, tls_peer_hash, tls_peer_id
 
@@ -118,6 +127,8 @@ cdef inline Shared *_client_cert(Worker *w, Conn *c, const Interned *identity) n
 cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
     """Close a connection that has no codec yet."""
     cdef Listener *l = <Listener *>c.owner
+    if c.flags & C_HANDSHAKE:
+        l.nhandshakes -= 1
     # a peer that goes before it has said anything is no event
     if reason and reason != R_DOWNSTREAM_CLOSED and reason != R_IDLE_TIMEOUT:
         w.row.reasons[reason] += 1
@@ -127,6 +138,11 @@ cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
 
 cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
     """The protocol is known: give the connection to its codec."""
+    _adopt_for(w, c, http, (<Listener *>c.owner).conf.service)
+
+
+cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noexcept nogil:
+    """Likewise; opaque bytes go to that service of the snapshot."""
     cdef Listener *l = <Listener *>c.owner
     cdef sockaddr_storage address
     cdef socklen_t size = sizeof(sockaddr_storage)
@@ -142,7 +158,7 @@ cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
         return
     _peer_text(&address, peer, &peer_len, &ip_len)
     _facts(c, &address, &facts)
-    if c.flags & C_TLS:
+    if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
         n = tls_peer_id(&c.tls, id, sizeof(id))
         if n > 0:
             facts.identity = intern(&w.identities, id, <uint32_t>n)
@@ -150,7 +166,7 @@ cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
             _close(w, c, R_TLS_IDENTITY)
             return
     if not http:
-        tunnel_accept(w, c, l, &facts, peer, peer_len, ip_len)
+        tunnel_accept(w, c, l, service, &facts, peer, peer_len, ip_len)
         return
     if facts.identity != NULL and (l.conf.client_cert == FWD_REPLACE or l.conf.client_cert == FWD_APPEND):
         client_cert = _client_cert(w, c, facts.identity)
@@ -167,7 +183,11 @@ cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
 cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
     """Plaintext, or TLS with its handshake done."""
     cdef Listener *l = <Listener *>c.owner
-    if l.conf.protocol == PROTO_AUTO:
+    if c.flags & C_TLS:
+        l.nhandshakes -= 1
+    if l.conf.tls == TLS_PASSTHROUGH:
+        conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
+    elif l.conf.protocol == PROTO_AUTO:
         conn_deadline(w, c, DETECT_MS)
     else:
         _adopt(w, c, l.conf.protocol == PROTO_HTTP)
@@ -206,10 +226,46 @@ cdef inline int detect(const char *p, size_t n) noexcept nogil:
         p[i + 3] | 0x20) == c"p" and (p[i + 4] == c":" or (p[i + 4] | 0x20) == c"s" and p[i + 5] == c":") else -1
 
 
+cdef inline int32_t _service_of_name(ListenerConf *conf, const char *name, size_t n) noexcept nogil:
+    """The service for a server name: of just that name, of the longest `*.` above it, else the listener's; or -1."""
+    cdef SniRoute *r
+    cdef int32_t found = conf.service
+    cdef size_t longest = 0
+    cdef uint32_t i
+    if n > 1 and name[n - 1] == c".":
+        n -= 1
+    for i in range(conf.nsni):
+        r = &conf.sni[i]
+        if not r.wildcard:
+            if r.name.len == n and memcmp(r.name.ptr, name, n) == 0:
+                return r.service
+        elif n > r.name.len > longest and memcmp(r.name.ptr, name + n - r.name.len, r.name.len) == 0:
+            longest = r.name.len
+            found = r.service
+    return found
+
+
+cdef inline size_t _hello(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    """First bytes of a connection that passes through. Takes none: the service gets all of them."""
+    cdef Listener *l = <Listener *>c.owner
+    cdef char name[SNIFF_NAME_MAX]
+    cdef size_t name_len = 0
+    cdef int found = sniff_hello(p, n, name, &name_len)
+    if found == SNIFF_MORE and not c.flags & C_RDHUP:
+        return 0
+    if found == SNIFF_HELLO:
+        _adopt_for(w, c, False, _service_of_name(l.conf, name, name_len))
+    else:
+        _close(w, c, R_TLS_NOT_TLS if found == SNIFF_NOT_TLS else R_TLS_HANDSHAKE)
+    return n if c.flags & C_DEAD else 0
+
+
 cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     """First bytes of a connection with `protocol: auto`. Takes none: the codec is offered them."""
     cdef Listener *l = <Listener *>c.owner
     cdef int found
+    if l.conf.tls == TLS_PASSTHROUGH:
+        return _hello(w, c, p, n)
     if l.conf.protocol != PROTO_AUTO:
         return 0
     found = detect(p, n)
@@ -238,25 +294,59 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
         _close(w, c, R_TLS_TIMEOUT)
     elif c.flags & C_SNIFF_TLS:
         _close(w, c, R_IDLE_TIMEOUT)
+    elif l.conf.tls == TLS_PASSTHROUGH:
+        _close(w, c, R_TLS_TIMEOUT)
     else:
         # Nothing, or too little, came in time: opaque, perhaps a protocol in which the server speaks first.
         w.row.counters[K_DETECT_TIMEOUTS] += 1
         _adopt(w, c, False)
 
 
+cdef inline bint _within_rate(Worker *w, Conn *c, uint32_t rate) noexcept nogil:
+    """May the client's address begin a handshake? A second's worth may come at once."""
+    cdef sockaddr_storage address
+    cdef socklen_t size = sizeof(sockaddr_storage)
+    cdef PolicyFacts facts
+    if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
+        return True                              # it has gone: that is found in a moment
+    _facts(c, &address, &facts)
+    if facts.family == 0:
+        return True                              # a Unix socket: all clients are this machine
+    return rate_allows(
+        &w.handshake_rates, rate_key(&w.handshake_rates, facts.address, 4 if facts.family == 4 else 8), w.now_us,
+        1000000 // rate, 1000000 - 1000000 // rate)
+
+
 cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
-    """Shake hands as the server."""
-    if identity_over(w.snapshot):
-        _close(w, c, R_IDENTITY_EXPIRED)
+    """Shake hands as the server, once the client has begun."""
+    cdef Listener *l = <Listener *>c.owner
+    if l.conf.max_handshakes and l.nhandshakes >= l.conf.max_handshakes:
+        w.row.counters[K_DOWNSTREAM_REFUSED] += 1
+        _close(w, c, R_TLS_BUSY)
         return
-    if w.snapshot.server_ctx == NULL or tls_open(
-            &w.tls, &c.tls, <SSL_CTX *>w.snapshot.server_ctx, True, NULL, 0, NULL) != 0:
-        _close(w, c, R_TLS_HANDSHAKE)
+    if l.conf.handshake_rate and not _within_rate(w, c, l.conf.handshake_rate):
+        w.row.counters[K_DOWNSTREAM_REFUSED] += 1
+        _close(w, c, R_TLS_RATE)
         return
-    w.tls_open += 1
-    conn_expires(w, c, w.snapshot.not_after)
+    l.nhandshakes += 1
     c.flags |= C_TLS | C_HANDSHAKE
     conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
+
+
+cdef inline bint open_tls(Worker *w, Conn *c) noexcept nogil:
+    cdef Listener *l = <Listener *>c.owner
+    cdef bint mesh = l.conf.tls != TLS_PUBLIC
+    cdef void *ctx = w.snapshot.server_ctx if mesh else l.conf.tls_ctx
+    if mesh and identity_over(w.snapshot):
+        _close(w, c, R_IDENTITY_EXPIRED)
+        return False
+    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL) != 0:
+        _close(w, c, R_TLS_HANDSHAKE)
+        return False
+    w.tls_open += 1
+    if mesh:
+        conn_expires(w, c, w.snapshot.not_after)
+    return True
 
 
 cdef inline void _accepted(Worker *w, Listener *l, int fd) noexcept nogil:
@@ -278,7 +368,7 @@ cdef inline void _accepted(Worker *w, Listener *l, int fd) noexcept nogil:
     l.nconns += 1
     c.owner = l
     c.ops = &w.ops.accepted
-    if l.conf.tls == TLS_MESH:
+    if l.conf.tls == TLS_MESH or l.conf.tls == TLS_PUBLIC:
         start_tls(w, c)
     elif l.conf.tls == TLS_PERMISSIVE:
         c.flags |= C_SNIFF_TLS

@@ -17,10 +17,12 @@ from fastmesh.core.traffic.counters cimport S_ACTIVE, area_service
 from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
     Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
-    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, REVOKED_BYTES, Service,
-    Snapshot, TLS_MESH, TLS_NONE, TLS_PERMISSIVE,
+    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service,
+    Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
 )
-from fastmesh.core.wire.tls_context cimport tls_context
+from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, TLS1_3_VERSION
+from fastmesh.core.wire.tls_context cimport tls_context, tls_federate, tls_revoke
+from fastmesh.core.wire.tls_public cimport tls_public_choice, tls_public_client, tls_public_server
 
 
 cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
@@ -95,7 +97,82 @@ cdef inline dict _pools(Worker *w):
     return pools
 
 
+cdef inline bytes _alpn(list names):
+    """Protocols in wire form (RFC 7301 3.1)."""
+    return b"".join([bytes([len(name)]) + name.encode() for name in names])
+
+
+cdef inline int _min_version(dict d) except -1:
+    return {"1.2": TLS1_2_VERSION, "1.3": TLS1_3_VERSION}[d.get("min_version") or "1.2"]
+
+
+cdef inline SSL_CTX *_public_client(dict d) except NULL:
+    """The context of a service with ordinary TLS."""
+    cdef char err[512]
+    cdef dict c = d["tls_context"]
+    cdef bytes name = c["server_name"].encode()
+    cdef bytes ca = (c.get("ca") or "").encode()
+    cdef bytes certificate = (c.get("certificate") or "").encode()
+    cdef bytes key = (c.get("key") or "").encode()
+    cdef bytes alpn = _alpn(c.get("alpn") or [])
+    cdef SSL_CTX *ctx = tls_public_client(
+        name, <const char *>ca if ca else NULL, <const char *>certificate if certificate else NULL, key,
+        <const unsigned char *><const char *>alpn if alpn else NULL, len(alpn), _min_version(c), err, sizeof(err))
+    if ctx == NULL:
+        raise ValueError(f"service {d['name']!r}: tls: " + (<bytes>err).decode("utf-8", "replace"))
+    return ctx
+
+
+cdef inline int _public_server(Worker *w, ListenerConf *out, dict d) except -1:
+    """The contexts of a listener that ends ordinary TLS: `out` has the first, that one the others."""
+    cdef char err[512]
+    cdef SSL_CTX *ctx
+    cdef dict c = d.get("tls_settings") or {}
+    cdef bytes ca = (c.get("client_ca") or "").encode()
+    cdef bytes alpn = _alpn(c.get("alpn") or [])
+    cdef bytes certificate
+    cdef bytes key
+    cdef bint ok
+    for one in d["tls_contexts"]:
+        certificate = one["certificate"].encode()
+        key = one["key"].encode()
+        ctx = tls_public_server(
+            certificate, key, <const char *>ca if ca else NULL, &w.area.tickets,
+            <const unsigned char *><const char *>alpn if alpn else NULL, len(alpn), _min_version(c), err, sizeof(err))
+        if ctx == NULL:
+            raise ValueError(f"listener {d['name']!r}: tls: " + (<bytes>err).decode("utf-8", "replace"))
+        if out.tls_ctx == NULL:
+            out.tls_ctx = ctx
+            ok = tls_public_choice(ctx, ctx)
+        else:
+            ok = tls_public_choice(<SSL_CTX *>out.tls_ctx, ctx)
+            SSL_CTX_free(ctx)
+        if not ok:
+            raise MemoryError()
+    if out.tls_ctx == NULL:
+        raise ValueError(f"listener {d['name']!r}: TLS without a certificate")
+    return 0
+
+
+cdef inline int _sni(Snapshot *s, ListenerConf *out, dict d) except -1:
+    """Which name goes to which service."""
+    cdef list routes = d.get("sni") or []
+    cdef uint32_t i
+    cdef SniRoute *r
+    out.sni = <SniRoute *>_block(s, (len(routes) + 1) * sizeof(SniRoute))
+    for i in range(<uint32_t>len(routes)):
+        r = &out.sni[i]
+        r.wildcard = routes[i]["name"].startswith("*.")
+        _text(s, &r.name, routes[i]["name"][1 if r.wildcard else 0:])
+        r.service = routes[i]["service"]
+        if not 0 <= r.service < <int32_t>s.nservices:
+            raise ValueError(f"listener {d['name']!r}: no service {r.service}")
+        out.nsni += 1
+    return 0
+
+
 cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pools, bytes identity) except -1:
+    import hashlib
     cdef list endpoints = d["endpoints"]
     cdef uint32_t i
     cdef bytes key
@@ -107,7 +184,10 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     out.row = area_service(w.area, w.slot, out.slot)
     if w.snapshot == NULL:
         out.row.counters[S_ACTIVE] = 0           # what a dead predecessor left
-    out.tls = {"none": TLS_NONE, "mesh": TLS_MESH}[d["tls"]]
+    out.tls = {"none": TLS_NONE, "mesh": TLS_MESH, "tls": TLS_PUBLIC}[d["tls"]]
+    if out.tls == TLS_PUBLIC:
+        out.tls_ctx = _public_client(d)
+        identity = hashlib.sha256(repr(d["tls_context"]).encode()).hexdigest().encode()
     out.reuse_retry = {"replayable": REUSE_REPLAYABLE, "idempotent": REUSE_IDEMPOTENT, "off": REUSE_OFF}[
         d.get("reuse_retry", "replayable")]
     out.connect_timeout_ms = d["connect_timeout_ms"]
@@ -134,11 +214,16 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     out.outbound = d["role"] == "outbound"
     out.inbound = d["role"] == "inbound"
     out.protocol = {"http": PROTO_HTTP, "tcp": PROTO_TCP, "auto": PROTO_AUTO}[d["protocol"]]
-    out.tls = {"none": TLS_NONE, "mesh": TLS_MESH, "permissive": TLS_PERMISSIVE}[d["tls"]]
+    out.tls = {"none": TLS_NONE, "mesh": TLS_MESH, "permissive": TLS_PERMISSIVE, "terminate": TLS_PUBLIC,
+               "passthrough": TLS_PASSTHROUGH}[d["tls"]]
     out.service = d["service"]
     if out.service >= <int32_t>s.nservices:
         raise ValueError(f"listener {d['name']!r}: no service {out.service}")
-    if out.tls and s.server_ctx == NULL:
+    if out.tls == TLS_PUBLIC:
+        _public_server(w, out, d)
+    elif out.tls == TLS_PASSTHROUGH:
+        _sni(s, out, d)
+    elif out.tls and s.server_ctx == NULL:
         raise ValueError(f"listener {d['name']!r}: TLS without an identity")
     out.x_forwarded = forwarding[d["forwarded"]["x_forwarded"]]
     out.forwarded = forwarding[d["forwarded"]["forwarded"]]
@@ -149,6 +234,9 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     out.tcp_idle_timeout_ms = d["tcp_idle_timeout_ms"]
     out.max_connections = d["max_connections"]
     out.max_connection_age_ms = d.get("max_connection_age_ms", 0)
+    handshakes = d.get("handshakes") or {}
+    out.max_handshakes = handshakes.get("max", 512)
+    out.handshake_rate = handshakes.get("per_source", 0)
     out.client_cert = client_cert[d["forwarded"].get("client_cert", "remove")]
     out.normalize = {"auto": NORMALIZE_AUTO, "on": NORMALIZE_ON, "off": NORMALIZE_OFF}[d.get("normalize_paths", "auto")]
     out.keep_slashes = d.get("encoded_slashes", "refuse") == "keep"
@@ -156,14 +244,20 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     return 0
 
 
-cdef inline int _revoked(Snapshot *s, list serials) except -1:
-    """The deny list in a form that is searched."""
-    cdef bytes raw = b"".join(sorted([bytes.fromhex(serial.zfill(2 * REVOKED_BYTES)) for serial in serials]))
-    if len(raw) != len(serials) * REVOKED_BYTES:
-        raise ValueError("identity: a serial on the deny list is too long")
-    s.revoked = <unsigned char *>_block(s, len(raw) + 1)
-    memcpy(s.revoked, <char *>raw, len(raw))
-    s.nrevoked = <uint32_t>len(serials)
+cdef inline int _trust(SSL_CTX *ctx, dict identity) except -1:
+    """Other trust domains and the deny list."""
+    cdef char err[512]
+    cdef bytes serial
+    cdef list serials = []
+    for domain, bundle in sorted((identity.get("federated") or {}).items()):
+        if not tls_federate(ctx, domain.encode(), bundle.encode(), err, sizeof(err)):
+            raise ValueError(f"identity: {domain}: " + (<bytes>err).decode("utf-8", "replace"))
+    for text in identity.get("revoked") or ():
+        serials.append(bytes.fromhex(text.zfill(len(text) + len(text) % 2)).lstrip(b"\0"))
+    serials.sort(key=lambda serial: (len(serial), serial))        # the order in which they are kept
+    for serial in serials:
+        if not tls_revoke(ctx, serial, len(serial)):
+            raise ValueError(f"identity: {serial.hex()!r} on the deny list is no serial number")
     return 0
 
 
@@ -179,18 +273,19 @@ cdef inline int _identity(Worker *w, Snapshot *s, dict d) except -1:
     if not identity:
         return 0
     s.not_after = identity.get("not_after") or 0
-    _revoked(s, identity.get("revoked") or [])
     _text(s, &s.own_id, identity.get("spiffe_id") or f"spiffe://{d['trust_domain']}/{d['workload']}")
     certificate = identity["certificate"].encode()
     key = identity["key"].encode()
     bundle = identity["bundle"].encode()
     domain = d["trust_domain"].encode()
-    s.server_ctx = tls_context(True, certificate, key, bundle, domain, w.area.ticket_keys, alpn, 9, err, sizeof(err))
+    s.server_ctx = tls_context(True, certificate, key, bundle, domain, &w.area.tickets, alpn, 9, err, sizeof(err))
     if s.server_ctx == NULL:
         raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
+    _trust(<SSL_CTX *>s.server_ctx, identity)
     s.client_ctx = tls_context(False, certificate, key, bundle, domain, NULL, alpn, 9, err, sizeof(err))
     if s.client_ctx == NULL:
         raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
+    _trust(<SSL_CTX *>s.client_ctx, identity)
     return 0
 
 
@@ -226,8 +321,8 @@ cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
         s.names[at] = i + 1
     s.listeners = <ListenerConf *>_block(s, (len(listeners) + 1) * sizeof(ListenerConf))
     for i in range(<uint32_t>len(listeners)):
-        _listener(w, s, &s.listeners[i], listeners[i])
         s.nlisteners += 1
+        _listener(w, s, &s.listeners[i], listeners[i])
     return 0
 
 

@@ -1,7 +1,7 @@
 # The loop: a worker's life, one turn after another.
 #
-# A turn: wait, let everything that is ready read and be worked through, flush what was queued, fire timers,
-# flush again, bury the dead. Nothing in it blocks but the wait.
+# A turn: wait, let everything that is ready read and be worked through, flush what was queued, drive a few
+# handshakes of clients, fire timers, flush again, bury the dead. Nothing in it blocks but the wait.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -16,12 +16,13 @@ from fastmesh.core.base.slab cimport slab_free, slab_init
 from fastmesh.core.base.timer cimport timer_init, wheel_advance, wheel_init, wheel_wait
 from fastmesh.core.io.connection cimport (
     conn_bury, conn_close, conn_deadline, conn_flush_all, conn_input, conn_of_all, conn_ready_all,
+    conn_shake,
 )
 from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init
 from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_destroy, h1_server_drain, h1_server_init
-from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, start_tls
+from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, open_tls, start_tls
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
     C_DEAD, C_PAUSED, C_READABLE, C_SNIFF_TLS, Conn, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener,
@@ -29,6 +30,7 @@ from fastmesh.core.io.state cimport (
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
 from fastmesh.core.io.upstream cimport dial, hand_over, upstream_connected, upstream_drain, upstream_drop
+from fastmesh.core.sys.openssl cimport RAND_bytes
 from fastmesh.core.sys.posix cimport (
     CLOCK_MONOTONIC, CLOCK_REALTIME, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait,
     errno, timespec,
@@ -71,6 +73,8 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     clock_gettime(CLOCK_REALTIME, &t)
     w.wall_us = <uint64_t>t.tv_sec * 1000000 + <uint64_t>t.tv_nsec // 1000 - w.now_us
     w.log_random = w.now_us * 2 + 1
+    if RAND_bytes(<unsigned char *>&w.handshake_rates.seed, sizeof(uint64_t)) != 1:
+        return -1
     pool_init(&w.pool, POOL_BYTES)
     slab_init(&w.conns, sizeof(Conn), 65536, MAX_OBJECTS)
     slab_init(&w.exchanges, sizeof(Exchange), 32768, MAX_OBJECTS)
@@ -80,6 +84,7 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     slab_init(&w.tunnels, sizeof(Tunnel), 16384, MAX_OBJECTS)
     wheel_init(&w.wheel, w.now_ms)
     list_init(&w.ready)
+    list_init(&w.shaking)
     list_init(&w.downs)
     list_init(&w.ups)
     list_init(&w.all_exchanges)
@@ -97,6 +102,7 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     w.ops.flow_free = flow_free
     w.ops.connected = upstream_connected
     w.ops.start_tls = start_tls
+    w.ops.open_tls = open_tls
     w.ops.pool_drop = upstream_drop
     w.input = <char *>malloc(INPUT_SCRATCH)
     w.plain = <char *>malloc(INPUT_SCRATCH)
@@ -124,7 +130,7 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
     cdef Source *s
     if most_wait_ms >= 0 and (wait < 0 or wait > most_wait_ms):
         wait = most_wait_ms
-    if not list_empty(&w.ready) or w.dirty != NULL or w.draining and _nothing_left(w):
+    if not list_empty(&w.ready) or not list_empty(&w.shaking) or w.dirty != NULL or w.draining and _nothing_left(w):
         wait = 0
     n = epoll_wait(w.ep, w.events, TURN_EVENTS, wait)
     if n < 0:
@@ -136,6 +142,7 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
         s.on_event(w, s, w.events[i].events)
     conn_ready_all(w)
     conn_flush_all(w)
+    conn_shake(w)
     wheel_advance(w, &w.wheel, w.now_ms)
     conn_flush_all(w)
     conn_bury(w)

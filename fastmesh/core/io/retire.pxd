@@ -5,7 +5,9 @@ from fastmesh.core.base.reason cimport R_TLS_REVOKED, R_UPSTREAM_TLS_REVOKED
 from fastmesh.core.io.age cimport conn_revoked
 from fastmesh.core.io.connection cimport conn_bury, conn_flush_all, conn_of_all
 from fastmesh.core.io.state cimport C_CUT, C_DEAD, C_HANDSHAKE, C_TLS, Conn, H1Client, H1Server, Worker
+from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.traffic.counters cimport K_RETIRED_REVOKED_DOWNSTREAM, K_RETIRED_REVOKED_UPSTREAM
+from fastmesh.core.wire.tls_context cimport tls_policy
 
 
 cdef inline void _close_revoked(Worker *w, Conn *c, bint up) noexcept nogil:
@@ -36,7 +38,7 @@ cdef inline void _retire_list(Worker *w, Node *head, bint up) noexcept nogil:
 
 cdef inline void retire_revoked(Worker *w) noexcept nogil:
     """Close every connection whose peer is on the deny list of the snapshot in force."""
-    if w.snapshot.nrevoked == 0:
+    if w.snapshot.server_ctx == NULL or tls_policy(<SSL_CTX *>w.snapshot.server_ctx).nrevoked == 0:
         return
     _retire_list(w, &w.downs, False)
     _retire_list(w, &w.ups, True)

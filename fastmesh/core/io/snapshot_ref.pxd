@@ -22,7 +22,12 @@ cdef inline void snapshot_unref(Worker *w, Snapshot *s) noexcept nogil:
     s.refs -= 1
     if s.refs > 0:
         return
+    for i in range(s.nlisteners):
+        if s.listeners[i].tls_ctx != NULL:
+            SSL_CTX_free(<SSL_CTX *>s.listeners[i].tls_ctx)
     for i in range(s.nservices):
+        if s.services[i].tls_ctx != NULL:
+            SSL_CTX_free(<SSL_CTX *>s.services[i].tls_ctx)
         for k in range(s.services[i].nendpoints):
             if s.services[i].endpoints[k].pool != NULL:
                 w.ops.pool_drop(w, s.services[i].endpoints[k].pool)

@@ -20,6 +20,7 @@ from fastmesh.core.base.buffer cimport Buf, Pool, Queue
 from fastmesh.core.base.intern cimport Intern, Interned
 from fastmesh.core.base.list cimport Node
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
+from fastmesh.core.base.rate cimport RateTable
 from fastmesh.core.base.shared cimport Shared, SharedTexts
 from fastmesh.core.base.slab cimport Slab
 from fastmesh.core.base.timer cimport Timer, Wheel
@@ -40,6 +41,7 @@ cdef enum:
     TX_LOW = 32768                # ... and below which it is told to go on
     REPLAY_MAX = 65536            # bytes of a request kept for another try
     TURN_EVENTS = 64              # events a turn works through: what they touch stays in the cache
+    TURN_HANDSHAKES = 1           # clients' handshakes a turn drives one step: each may cost a private-key operation
     INPUT_BUDGET = 262144         # bytes one connection may bring in a turn before the others' turn
     SPLICE_MIN = 65536            # bytes still to come that make a pipe worth while
     PIPE_BYTES = 262144
@@ -115,7 +117,7 @@ cdef struct Conn:
     Buf *cipher                   # with TLS: received, not yet decrypted
     Flow *flow_in                 # the flow that reads from here
     Flow *flow_out                # the flow that writes to here
-    Node ready                    # on w.ready
+    Node ready                    # on w.ready, or on w.shaking
     Node all                      # on w.downs or w.ups
     uint64_t expires_ms           # on the worker's clock: the certificates it was made with are over; 0: never
     Timer timer
@@ -215,6 +217,7 @@ cdef struct Listener:
     ListenerConf *conf            # of `snapshot`
     Snapshot *snapshot            # a reference: the newest that names this listener
     uint32_t nconns
+    uint32_t nhandshakes          # of its connections: those whose handshake is not over
     bint paused                   # out of descriptors: accept again when the timer fires
     Timer timer
     char name[256]
@@ -296,7 +299,10 @@ cdef struct Ops:                  # vtables: a header-only module can hold no st
     void (*flow_pump)(Worker *w, Flow *f) noexcept nogil
     void (*flow_free)(Worker *w, Flow *f) noexcept nogil
     void (*connected)(Worker *w, Conn *c) noexcept nogil
+    # A permissive listener's client speaks TLS.
     void (*start_tls)(Worker *w, Conn *c) noexcept nogil
+    # The first bytes of a client's handshake are there: get ready for them. False: it was closed.
+    bint (*open_tls)(Worker *w, Conn *c) noexcept nogil
     void (*pool_drop)(Worker *w, void *upstream) noexcept nogil
 
 cdef struct Worker:
@@ -317,6 +323,7 @@ cdef struct Worker:
     Conn *dirty
     Conn *dead
     Node ready
+    Node shaking                  # clients whose handshake can go on: after everything else, a few a turn
     Node downs
     Node ups
     Node all_exchanges
@@ -329,6 +336,7 @@ cdef struct Worker:
     SharedTexts client_certs
     PolicyScratch policy
     TlsEngine tls
+    RateTable handshake_rates     # by address of the client
     char *input                   # INPUT_SCRATCH bytes: what recv fills
     char *plain                   # INPUT_SCRATCH bytes: what TLS decrypts into
     char *wire                    # WIRE_SCRATCH bytes

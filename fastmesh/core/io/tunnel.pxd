@@ -5,7 +5,7 @@
 # with a slow reader stopping its writer. What does not end properly on one side ends with a reset on the other.
 # A Tunnel owns both Conns and the Exchange that accounts for it.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmesh.core.base.buffer cimport queue_clear
@@ -34,7 +34,7 @@ from fastmesh.core.traffic.counters cimport (
     G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
 )
 from fastmesh.core.traffic.policy cimport PolicyFacts
-from fastmesh.core.traffic.snapshot cimport TLS_MESH
+from fastmesh.core.traffic.snapshot cimport TLS_MESH, TLS_NONE
 from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
 
 
@@ -116,7 +116,7 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
             continue
         c.owner = t
         c.ops = &w.ops.tunnel_up
-        if x.service.tls == TLS_MESH and upstream_tls(w, c, x.snapshot, x.service, <Upstream *>x.endpoint.pool) != 0:
+        if x.service.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, x.service, <Upstream *>x.endpoint.pool) != 0:
             conn_close(w, c)
             reason = R_UPSTREAM_TLS_HANDSHAKE
             x.service.row.counters[S_CONNECT_FAILURES] += 1
@@ -128,9 +128,10 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
     return False
 
 
-cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, const PolicyFacts *facts, const char *peer,
-                               uint8_t peer_len, uint8_t ip_len) noexcept nogil:
-    """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over."""
+cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t service, const PolicyFacts *facts,
+                               const char *peer, uint8_t peer_len, uint8_t ip_len) noexcept nogil:
+    """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over.
+    `service` is an index of the listener's snapshot, or -1: none."""
     cdef Tunnel *t = _open(w, down, l)
     cdef Exchange *x
     cdef Caller caller
@@ -148,10 +149,10 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, const PolicyF
         tunnel_destroy(w, t, R_NO_MEMORY)
         return
     x.flags |= X_OPAQUE
-    if l.conf.service < 0:
+    if service < 0:
         tunnel_destroy(w, t, R_NO_SERVICE)
         return
-    x.service = &x.snapshot.services[l.conf.service]
+    x.service = &x.snapshot.services[service]
     x.service.row.counters[S_ACTIVE] += 1
     exchange_keep_log(w, x, NULL)
     memset(&caller, 0, sizeof(Caller))

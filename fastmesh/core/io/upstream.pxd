@@ -34,7 +34,7 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport (
     G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED, K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES,
 )
-from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_MESH
+from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_MESH, TLS_NONE, TLS_PUBLIC
 from fastmesh.core.wire.message cimport FRAMING_NONE
 from fastmesh.core.wire.tls cimport tls_open
 
@@ -102,13 +102,17 @@ cdef inline void upstream_connected(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef inline int upstream_tls(Worker *w, Conn *c, Snapshot *snapshot, Service *s, Upstream *u) noexcept nogil:
-    """Speak mutual TLS on `c` once it is connected; the peer must prove the service's identity. 0 or a reason."""
+    """Speak TLS on `c` once it is connected; the peer must prove the service's identity, or its server's name. 0 or
+    a reason."""
+    cdef void *ctx = s.tls_ctx if s.tls == TLS_PUBLIC else snapshot.client_ctx
+    cdef const char *id = NULL if s.tls == TLS_PUBLIC else s.spiffe_id.ptr
     c.tls.session_slot = &u.session
-    if snapshot.client_ctx == NULL or tls_open(
-            &w.tls, &c.tls, <SSL_CTX *>snapshot.client_ctx, False, s.spiffe_id.ptr, s.spiffe_id.len, u.session) != 0:
+    if ctx == NULL or tls_open(
+            &w.tls, &c.tls, <SSL_CTX *>ctx, False, id, s.spiffe_id.len if id != NULL else 0, u.session) != 0:
         return -R_UPSTREAM_TLS_HANDSHAKE
     w.tls_open += 1
-    conn_expires(w, c, snapshot.not_after)
+    if s.tls != TLS_PUBLIC:
+        conn_expires(w, c, snapshot.not_after)
     c.flags |= C_TLS | C_HANDSHAKE
     return 0
 
@@ -164,7 +168,7 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
         slab_put(&w.clients, h)
         return -reason
     memset(h, 0, sizeof(H1Client))
-    if s.tls == TLS_MESH and upstream_tls(w, c, x.snapshot, s, u) != 0:
+    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u) != 0:
         conn_close(w, c)
         slab_put(&w.clients, h)
         return -R_UPSTREAM_TLS_HANDSHAKE

@@ -19,6 +19,10 @@ cdef extern from "<openssl/err.h>" nogil:
     int ERR_GET_REASON(unsigned long code)
     const char *ERR_reason_error_string(unsigned long code)
 
+cdef extern from "<openssl/rand.h>" nogil:
+    int RAND_bytes(unsigned char *out, int n)
+    int RAND_priv_bytes(unsigned char *out, int n)
+
 cdef extern from "<openssl/bio.h>" nogil:
     ctypedef struct BIO:
         pass
@@ -66,6 +70,7 @@ cdef extern from "<openssl/evp.h>" nogil:
     ctypedef struct OSSL_LIB_CTX:
         pass
     enum: EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG
+    const EVP_CIPHER *EVP_aes_256_cbc()
     EVP_CIPHER *EVP_CIPHER_fetch(OSSL_LIB_CTX *ctx, const char *algorithm, const char *properties)
     void EVP_CIPHER_free(EVP_CIPHER *cipher)
     EVP_CIPHER_CTX *EVP_CIPHER_CTX_new()
@@ -86,6 +91,7 @@ cdef extern from "<openssl/params.h>" nogil:
     ctypedef struct OSSL_PARAM:
         pass
     OSSL_PARAM OSSL_PARAM_construct_utf8_string(const char *key, char *value, size_t n)
+    OSSL_PARAM OSSL_PARAM_construct_octet_string(const char *key, void *value, size_t n)
     OSSL_PARAM OSSL_PARAM_construct_end()
 
 cdef extern from "<openssl/evp.h>" nogil:
@@ -130,6 +136,9 @@ cdef extern from "<openssl/x509.h>" nogil:
     const ASN1_TIME *X509_get0_notBefore(const X509 *cert)
     const ASN1_TIME *X509_get0_notAfter(const X509 *cert)
     void *X509_get_ext_d2i(const X509 *cert, int nid, int *critical, int *index)
+    X509_STACK *sk_X509_new_null()
+    void sk_X509_free(X509_STACK *stack)
+    int sk_X509_push(X509_STACK *stack, X509 *cert)
     int sk_X509_num(const X509_STACK *stack)
     X509 *sk_X509_value(const X509_STACK *stack, int i)
     X509 *sk_X509_set(X509_STACK *stack, int i, X509 *cert)
@@ -144,12 +153,18 @@ cdef extern from "<openssl/pem.h>" nogil:
 cdef extern from "<openssl/x509_vfy.h>" nogil:
     enum: X509_V_OK, X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
     enum: X509_V_ERR_INVALID_PURPOSE, X509_V_ERR_APPLICATION_VERIFICATION, X509_V_ERR_OUT_OF_MEM
+    enum: X509_V_ERR_CERT_REVOKED, X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+    enum: X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
     enum: X509_V_FLAG_PARTIAL_CHAIN
     ctypedef struct X509_VERIFY_PARAM:
         pass
     int X509_verify_cert(X509_STORE_CTX *ctx)
     X509_VERIFY_PARAM *X509_STORE_CTX_get0_param(const X509_STORE_CTX *ctx)
+    int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *param, const char *name, size_t n)
+    int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *param, const char *address)
+    void X509_VERIFY_PARAM_set_hostflags(X509_VERIFY_PARAM *param, unsigned int flags)
     void X509_VERIFY_PARAM_set_time(X509_VERIFY_PARAM *param, time_t t)
+    void X509_STORE_CTX_set0_trusted_stack(X509_STORE_CTX *ctx, X509_STACK *roots)
     X509 *X509_STORE_CTX_get0_cert(const X509_STORE_CTX *ctx)
     X509_STACK *X509_STORE_CTX_get0_chain(const X509_STORE_CTX *ctx)
     X509_STACK *X509_STORE_CTX_get0_untrusted(const X509_STORE_CTX *ctx)
@@ -166,7 +181,7 @@ cdef extern from "<openssl/x509v3.h>" nogil:
         pass
     ctypedef struct GENERAL_NAMES:
         pass
-    enum: GEN_URI, NID_subject_alt_name, EXFLAG_CA
+    enum: GEN_URI, GEN_DNS, NID_subject_alt_name, EXFLAG_CA
     enum: KU_DIGITAL_SIGNATURE, KU_KEY_CERT_SIGN, KU_CRL_SIGN
     uint32_t X509_get_extension_flags(X509 *cert)
     uint32_t X509_get_key_usage(X509 *cert)       # UINT32_MAX: no such extension
@@ -184,14 +199,16 @@ cdef extern from "<openssl/ssl.h>" nogil:
         pass
     ctypedef struct SSL_SESSION:
         pass
-    enum: TLS1_3_VERSION
+    enum: TLS1_2_VERSION, TLS1_3_VERSION
+    enum: TLSEXT_NAMETYPE_host_name
     enum: SSL_VERIFY_PEER, SSL_VERIFY_FAIL_IF_NO_PEER_CERT
     enum: SSL_MODE_RELEASE_BUFFERS, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_NO_AUTO_CHAIN
     enum: SSL_SESS_CACHE_OFF, SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL
     enum: SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN
     enum: SSL_AD_REASON_OFFSET
-    enum: SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL
+    enum: SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK
     # option bits: 64 wide, so no enum
+    uint64_t SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_COMPRESSION
     uint64_t SSL_OP_NO_TICKET, SSL_OP_ENABLE_MIDDLEBOX_COMPAT, SSL_OP_CIPHER_SERVER_PREFERENCE
     enum: SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
     enum: SSL_R_UNSUPPORTED_PROTOCOL, SSL_R_VERSION_TOO_LOW, SSL_R_NO_SHARED_CIPHER, SSL_R_NO_SHARED_GROUPS
@@ -222,6 +239,17 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void *SSL_CTX_get_ex_data(const SSL_CTX *ctx, int index)
     int SSL_CTX_set_min_proto_version(SSL_CTX *ctx, int version)
     int SSL_CTX_set_max_proto_version(SSL_CTX *ctx, int version)
+    int SSL_CTX_up_ref(SSL_CTX *ctx)
+    int SSL_CTX_set_cipher_list(SSL_CTX *ctx, const char *list)
+    int SSL_CTX_set_default_verify_paths(SSL_CTX *ctx)
+    int SSL_CTX_add_client_CA(SSL_CTX *ctx, X509 *cert)
+    X509_VERIFY_PARAM *SSL_CTX_get0_param(SSL_CTX *ctx)
+    X509 *SSL_CTX_get0_certificate(const SSL_CTX *ctx)
+    long SSL_CTX_set_tlsext_servername_callback(SSL_CTX *ctx, int (*cb)(SSL *, int *, void *) noexcept nogil)
+    long SSL_CTX_set_tlsext_servername_arg(SSL_CTX *ctx, void *arg)
+    const char *SSL_get_servername(const SSL *ssl, int type)
+    SSL_CTX *SSL_set_SSL_CTX(SSL *ssl, SSL_CTX *ctx)
+    long SSL_set_tlsext_host_name(SSL *ssl, const char *name)
     int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *list)
     int SSL_CTX_set1_groups_list(SSL_CTX *ctx, const char *list)
     void SSL_CTX_set_security_level(SSL_CTX *ctx, int level)
@@ -239,7 +267,10 @@ cdef extern from "<openssl/ssl.h>" nogil:
     long SSL_CTX_set_session_cache_mode(SSL_CTX *ctx, long mode)
     long SSL_CTX_set_timeout(SSL_CTX *ctx, long seconds)
     int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t n)
-    long SSL_CTX_set_tlsext_ticket_keys(SSL_CTX *ctx, const void *keys, long n)
+    int SSL_CTX_set_tlsext_ticket_key_evp_cb(
+        SSL_CTX *ctx,
+        int (*cb)(SSL *, unsigned char *, unsigned char *, EVP_CIPHER_CTX *, EVP_MAC_CTX *, int) noexcept nogil,
+    )
     void SSL_CTX_sess_set_new_cb(SSL_CTX *ctx, int (*cb)(SSL *, SSL_SESSION *) noexcept nogil)
     ctypedef int SSL_TICKET_STATUS
     ctypedef int SSL_TICKET_RETURN
@@ -290,5 +321,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     X509 *SSL_SESSION_get0_peer(SSL_SESSION *session)
     const unsigned char *SSL_SESSION_get0_id_context(const SSL_SESSION *session, unsigned int *n)
     long SSL_SESSION_get_time(const SSL_SESSION *session)
+    int SSL_SESSION_set1_ticket_appdata(SSL_SESSION *session, const void *data, size_t n)
+    int SSL_SESSION_get0_ticket_appdata(SSL_SESSION *session, void **data, size_t *n)
     unsigned long SSL_SESSION_get_ticket_lifetime_hint(const SSL_SESSION *session)
     long SSL_SESSION_set_timeout(SSL_SESSION *session, long seconds)

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 
 from fastmesh.core.base.reason cimport R_COUNT
 from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
+from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
 cdef enum:  # Counter
     # gauges first: [0, G_COUNT) are zeroed when a worker starts
@@ -105,7 +106,7 @@ cdef struct AreaHeader:
     uint32_t rules
     uint64_t slot_bytes
     uint64_t size
-    unsigned char ticket_keys[80] # TLS session tickets: the same in all workers, also in later ones
+    TlsTickets tickets        # the same in all workers, also in later ones; the supervisor turns them
 
 cdef struct LogRecord:        # fixed part; the strings follow in the order of the lengths
     uint32_t size             # of the whole record, rounded up to 8

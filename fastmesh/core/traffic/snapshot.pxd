@@ -20,6 +20,8 @@ cdef enum:  # TlsMode
     TLS_NONE = 0
     TLS_MESH
     TLS_PERMISSIVE
+    TLS_PUBLIC            # ordinary TLS, by the names of servers
+    TLS_PASSTHROUGH       # opaque, the service chosen by the name that the client asks for
 
 cdef enum:  # ForwardedMode
     FWD_KEEP = 0
@@ -32,9 +34,6 @@ cdef enum:  # ReuseRetry
     REUSE_REPLAYABLE = 0
     REUSE_IDEMPOTENT
     REUSE_OFF
-
-cdef enum:
-    REVOKED_BYTES = 32
 
 cdef enum:  # Normalize
     NORMALIZE_AUTO = 0    # where rules speak of paths
@@ -51,6 +50,7 @@ cdef struct Service:
     Text name
     Text spiffe_id        # what the peer must prove, with TLS
     uint32_t slot
+    void *tls_ctx         # SSL_CTX with TLS_PUBLIC, else NULL
     uint8_t tls           # enum TlsMode
     uint8_t reuse_retry   # enum ReuseRetry
     uint32_t nendpoints
@@ -62,6 +62,11 @@ cdef struct Service:
     uint32_t pool_idle_timeout_ms
     ServiceRow *row
     Policy *policy        # NULL: no rules
+
+cdef struct SniRoute:
+    Text name             # lower case; of a wildcard what follows the "*"
+    uint8_t wildcard
+    int32_t service
 
 cdef struct ListenerConf:
     Text name
@@ -76,6 +81,9 @@ cdef struct ListenerConf:
     uint8_t normalize     # enum Normalize
     uint8_t keep_slashes  # encoded ones are part of their segment
     int32_t service       # index, or -1: by Host
+    void *tls_ctx         # SSL_CTX with TLS_PUBLIC, else NULL
+    SniRoute *sni         # with TLS_PASSTHROUGH: services by name
+    uint32_t nsni
     Policy *policy        # NULL: no rules
     uint32_t header_timeout_ms
     uint32_t idle_timeout_ms
@@ -83,6 +91,8 @@ cdef struct ListenerConf:
     uint32_t tcp_idle_timeout_ms
     uint32_t max_connections
     uint64_t max_connection_age_ms    # 0: as old as the certificates
+    uint32_t max_handshakes   # under way at once; 0: no limit
+    uint32_t handshake_rate   # a second, for each source; 0: no limit
 
 cdef struct Snapshot:
     uint32_t refs
@@ -96,8 +106,6 @@ cdef struct Snapshot:
     void *server_ctx      # SSL_CTX, or NULL without identity
     void *client_ctx
     int64_t not_after     # end of our certificate, Unix seconds; 0 without identity
-    uint32_t nrevoked
-    unsigned char *revoked    # the deny list: serials of REVOKED_BYTES each, big endian, sorted
     Text own_id           # SPIFFE id of this workload; empty without identity
     Policy *policies      # all of them: they own regexes
     double log_sample     # 0: no access log

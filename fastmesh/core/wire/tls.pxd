@@ -97,10 +97,10 @@ cdef inline int tls_open(
 ) noexcept nogil:
     """Begin a connection: 0 or a reason. All fields of `t` but session_slot are set here.
 
-    `expect_id` (what the peer must prove; NULL: any ID of the trust domain) is lent until the handshake is over.
+    `expect_id` (what the peer must prove; NULL: any ID of a trusted domain) is lent until the handshake is over.
     `resume` may be NULL or any session that was ever put into a slot: one that may not be used any more is ignored.
     """
-    cdef X509 *leaf
+    cdef TlsPolicy *policy
     t.flags = TLS_F_SERVER if server else 0
     t.failed = 0
     t.expect = expect_id
@@ -122,16 +122,19 @@ cdef inline int tls_open(
         SSL_set_accept_state(t.ssl)
         return 0
     SSL_set_connect_state(t.ssl)
-    if resume != NULL and SSL_SESSION_is_resumable(resume) and tls_session_usable(tls_policy(ctx), resume):
-        leaf = SSL_SESSION_get0_peer(resume)
-        if svid_leaf_valid(leaf, tls_policy(ctx).domain, tls_policy(ctx).domain_len, t.expect, t.expect_len):
-            # OpenSSL bars a session from further use once it was resumed; ours may be used again until replaced
-            resume = SSL_SESSION_dup(resume)
-            if resume != NULL:
-                SSL_set_session(t.ssl, resume)
-                SSL_SESSION_free(resume)
-            else:
-                ERR_clear_error()
+    policy = tls_policy(ctx)
+    if policy.sends_name and SSL_set_tlsext_host_name(t.ssl, policy.own.name) != 1:
+        ERR_clear_error()
+        return tls_fail(t, R_NO_MEMORY)
+    if resume != NULL and SSL_SESSION_is_resumable(resume) and tls_session_usable(
+            policy, resume, t.expect, t.expect_len):
+        # OpenSSL bars a session from further use once it was resumed; ours may be used again until replaced
+        resume = SSL_SESSION_dup(resume)
+        if resume != NULL:
+            SSL_set_session(t.ssl, resume)
+            SSL_SESSION_free(resume)
+        else:
+            ERR_clear_error()
     return 0
 
 
@@ -196,7 +199,7 @@ cdef inline bint _take_over(TlsEngine *e, Tls *t) noexcept nogil:
     leaf = SSL_get0_peer_certificate(t.ssl)
     if leaf != NULL:
         r.peer = peer_shared(tls_policy(SSL_get_SSL_CTX(t.ssl)), leaf)
-    if suite == NULL or r.peer == NULL or not records_start(r, suite):
+    if suite == NULL or (leaf != NULL and r.peer == NULL) or not records_start(r, suite):
         records_free(r)
         t.records = NULL
         ERR_clear_error()
@@ -338,22 +341,6 @@ cdef inline X509 *tls_peer_leaf(Tls *t) noexcept nogil:
     if not t.flags & TLS_F_DONE:
         return NULL
     return SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
-
-
-cdef inline bint tls_peer_serial(Tls *t, unsigned char *serial) noexcept nogil:
-    """Its serial number, big endian in 32 bytes. False: there is none, or a longer one (RFC 5280 4.1.2.2: 20)."""
-    cdef X509 *leaf = tls_peer_leaf(t)
-    cdef const ASN1_STRING *number
-    cdef int n
-    if leaf == NULL:
-        return False
-    number = <const ASN1_STRING *>X509_get0_serialNumber(leaf)
-    n = ASN1_STRING_length(number)
-    if n > 32:
-        return False
-    memset(serial, 0, 32)
-    memcpy(serial + 32 - n, ASN1_STRING_get0_data(number), n)
-    return True
 
 
 cdef inline size_t tls_peer_id(Tls *t, char *buf, size_t cap) noexcept nogil:

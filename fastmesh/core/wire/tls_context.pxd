@@ -4,18 +4,19 @@
 # Ownership: a context belongs to whoever called `tls_context` until SSL_CTX_free; each connection made
 # from it holds it alive too. The policy hangs on the context and goes with it.
 #
-# Who may speak: the peer's chain must end at the bundle, every certificate of it must be valid now, and
-# its leaf must be an X.509-SVID of the trust domain (svid.pxd). That is decided inside the handshake, so
-# that a refused peer gets an alert and never sees our own certificate as a client.
+# Who may speak: the peer's leaf must be an X.509-SVID (svid.pxd) of the own trust domain or of a federated one,
+# its chain must end at a root of just that domain, every certificate of it must be valid now, and it must not
+# be on the deny list (tls_trust.pxd). That is decided inside the handshake, so that a refused peer gets an alert
+# and never sees our own certificate as a client.
 #
 # A peer's certificate is verified and held once: mesh peers are few, their connections many. The policy
 # keeps leaves whose chain was good, with the time span in which all of it is valid, and gives OpenSSL the
 # held object instead of the copy that the peer sent. Possession of the key is proved in every handshake
 # all the same. New trust means a new context, hence an empty cache.
 #
-# Resumption: tickets only, no server-side cache. A ticket carries the peer's leaf; one is resumed only
-# while that leaf is valid, and only under the trust it was made with: the session id context is a digest
-# of trust domain and bundle.
+# Resumption: tickets only, no server-side cache; keys: tls_tickets.pxd. A ticket carries the peer's leaf and the
+# time until which its chain is good; one is resumed only while that is so and the leaf is not on the deny list,
+# and only under the trust it was made with: the session id context is a digest of all domains and their roots.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
@@ -30,6 +31,8 @@ from fastmesh.core.wire.svid cimport *
 from fastmesh.core.wire.tls_peers cimport *
 from fastmesh.core.wire.tls_record cimport *
 from fastmesh.core.wire.tls_state cimport *
+from fastmesh.core.wire.tls_tickets cimport *
+from fastmesh.core.wire.tls_trust cimport *
 
 cdef extern from * nogil:
     """
@@ -55,6 +58,11 @@ cdef inline void _policy_free(
         return
     for i in range(TLS_PEER_SETS * TLS_PEER_WAYS):
         X509_free(policy.peers[i].leaf)
+    trust_free(policy)
+    for i in range(<int>policy.nnames):
+        free(policy.names[i].text)
+        SSL_CTX_free(<SSL_CTX *>policy.names[i].ctx)
+    free(policy.names)
     free(policy)
 
 
@@ -62,16 +70,39 @@ cdef inline TlsPolicy *tls_policy(SSL_CTX *ctx) noexcept nogil:
     return <TlsPolicy *>SSL_CTX_get_ex_data(ctx, fm_tls_policy_slot(_policy_free))
 
 
-cdef inline bint tls_session_usable(TlsPolicy *policy, SSL_SESSION *session) noexcept nogil:
-    """May this session be resumed: made under the trust of now, by a peer whose certificate is valid now?"""
+cdef inline int64_t _good_until(TlsPolicy *policy, SSL_SESSION *session) noexcept nogil:
+    """Seconds since 1970 until which the chain behind a session is valid, as far as it is known: the ticket may
+    say it, or the peer was verified by us; its leaf, at least, is there."""
+    cdef X509 *leaf = SSL_SESSION_get0_peer(session)
+    cdef TlsPeer *peer = peer_find(policy, leaf)
+    cdef int64_t until = asn1_seconds(X509_get0_notAfter(leaf))
+    cdef int64_t noted
+    cdef void *note = NULL
+    cdef size_t n = 0
+    if peer != NULL and peer.to_time >= 0:
+        return peer.to_time
+    if SSL_SESSION_get0_ticket_appdata(session, &note, &n) == 1 and n == sizeof(int64_t):
+        memcpy(&noted, note, sizeof(int64_t))
+        until = noted if noted < until else until
+    return until
+
+
+cdef inline bint tls_session_usable(
+    TlsPolicy *policy, SSL_SESSION *session, const char *expect, size_t expect_len
+) noexcept nogil:
+    """May this session be resumed: made under the trust of now, by a peer that would be let in now (as `expect`)?"""
     cdef X509 *leaf = SSL_SESSION_get0_peer(session)
     cdef unsigned int n = 0
     cdef const unsigned char *trust = SSL_SESSION_get0_id_context(session, &n)
     cdef int64_t now = now_seconds()
-    if leaf == NULL or n != sizeof(policy.trust) or memcmp(trust, policy.trust, n) != 0:
+    if n != sizeof(policy.trust) or memcmp(trust, policy.trust, n) != 0:
         return False
+    if leaf == NULL:
+        return policy.public and not policy.demands
     # as OpenSSL has it: the second of notAfter is out of time already
-    return asn1_seconds(X509_get0_notBefore(leaf)) <= now < asn1_seconds(X509_get0_notAfter(leaf))
+    if not asn1_seconds(X509_get0_notBefore(leaf)) <= now < _good_until(policy, session):
+        return False
+    return policy.public or trust_leaf(policy, leaf, expect, expect_len)
 
 
 # verification of the peer's certificate --------------------------------------------------------------
@@ -100,7 +131,13 @@ cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
     cdef X509_STACK *sent
     cdef TlsPeer *peer = peer_find(policy, leaf)
     cdef int64_t now = now_seconds()
+    cdef char id[SVID_ID_MAX]
+    cdef size_t n = svid_uri(leaf, id, sizeof(id))
+    cdef TlsDomain *domain = trust_domain(policy, id, n)
+    cdef int reason
     if peer == NULL or not (peer.from_time <= now < peer.to_time):
+        # a leaf of nobody's domain is refused in any case; the own roots tell whether it is a stranger's
+        X509_STORE_CTX_set0_trusted_stack(store_ctx, domain.roots if domain != NULL else policy.own.roots)
         X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(store_ctx), <time_t>now)
         if X509_verify_cert(store_ctx) <= 0:
             t.failed = <uint8_t>_verify_reason(store_ctx, server)
@@ -108,9 +145,13 @@ cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
         if peer == NULL:
             peer = peer_keep(policy, leaf)
         peer_verified(peer, X509_STORE_CTX_get0_chain(store_ctx))
-    if not svid_leaf_valid(peer.leaf, policy.domain, policy.domain_len, t.expect, t.expect_len):
-        t.failed = R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
-        X509_STORE_CTX_set_error(store_ctx, X509_V_ERR_APPLICATION_VERIFICATION)
+    reason = trust_refuses(policy, domain, peer.leaf, id, n, t.expect, t.expect_len, server)
+    if reason:
+        t.failed = <uint8_t>reason
+        # the alert: certificate_revoked, or handshake_failure
+        X509_STORE_CTX_set_error(
+            store_ctx, X509_V_ERR_CERT_REVOKED if reason == R_TLS_REVOKED or reason == R_UPSTREAM_TLS_REVOKED
+            else X509_V_ERR_APPLICATION_VERIFICATION)
         return 0
     # What was verified need not be kept: neither the verified chain nor the issuers the peer sent. OpenSSL
     # takes the leaf from this stack after we return.
@@ -130,15 +171,25 @@ cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
 # tickets and ALPN --------------------------------------------------------------------------------------
 
 cdef inline int _ticket_made(SSL *ssl, void *arg) noexcept nogil:
-    """Server: a ticket is worth no longer than the leaf it vouches for."""
+    """Server: a ticket is worth no longer than the chain that it vouches for."""
     cdef SSL_SESSION *session = SSL_get_session(ssl)
-    cdef X509 *leaf = SSL_SESSION_get0_peer(session)
-    cdef int64_t left
-    if leaf != NULL:
-        left = asn1_seconds(X509_get0_notAfter(leaf)) - now_seconds()
-        if left < TLS_TICKET_SECONDS:
-            SSL_SESSION_set_timeout(session, <long>left if left > 1 else 1)
-    return 1
+    cdef int64_t until, left
+    if SSL_SESSION_get0_peer(session) == NULL:
+        return 1
+    # What is noted goes on into renewed tickets: those who resume show no chain.
+    until = _good_until(tls_policy(SSL_get_SSL_CTX(ssl)), session)
+    left = until - now_seconds()
+    if left < TLS_TICKET_SECONDS:
+        SSL_SESSION_set_timeout(session, <long>left if left > 1 else 1)
+    return SSL_SESSION_set1_ticket_appdata(session, &until, sizeof(until))
+
+
+cdef inline int _ticket_key(
+    SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac, int seal
+) noexcept nogil:
+    """Server: the key to seal or to open a ticket with."""
+    cdef TlsTickets *tickets = tls_policy(SSL_get_SSL_CTX(ssl)).tickets
+    return ticket_seal(tickets, name, iv, cipher, mac) if seal else ticket_open(tickets, name, iv, cipher, mac)
 
 
 cdef inline SSL_TICKET_RETURN _ticket_read(
@@ -147,11 +198,11 @@ cdef inline SSL_TICKET_RETURN _ticket_read(
     """Server: a ticket of ours is used only if its peer would still be let in; else a full handshake follows."""
     if status != SSL_TICKET_SUCCESS and status != SSL_TICKET_SUCCESS_RENEW:
         return SSL_TICKET_RETURN_IGNORE_RENEW
-    if not tls_session_usable(tls_policy(SSL_get_SSL_CTX(ssl)), session):
+    if not tls_session_usable(tls_policy(SSL_get_SSL_CTX(ssl)), session, NULL, 0):
         return SSL_TICKET_RETURN_IGNORE_RENEW
     # To make a ticket costs as much as most of the handshake it saves. Nothing is hidden by using one only once
-    # between peers that prove who they are, so a young one is used again.
-    if now_seconds() - SSL_SESSION_get_time(session) < TLS_TICKET_SECONDS // 2:
+    # between peers that prove who they are, so a young one is used again - unless its key goes next.
+    if status == SSL_TICKET_SUCCESS and now_seconds() - SSL_SESSION_get_time(session) < TLS_TICKET_SECONDS // 2:
         return SSL_TICKET_RETURN_USE
     return SSL_TICKET_RETURN_USE_RENEW
 
@@ -313,38 +364,42 @@ cdef inline bint _load_key(SSL_CTX *ctx, const char *pem, char *err, size_t cap)
     return True if ok else _fail(err, cap, b"the private key does not belong to the certificate")
 
 
-cdef inline bint _load_bundle(SSL_CTX *ctx, const char *pem, char *err, size_t cap) noexcept nogil:
-    cdef X509_STORE *store = SSL_CTX_get_cert_store(ctx)
+cdef inline X509_STACK *_load_roots(const char *pem, char *err, size_t cap) noexcept nogil:
+    """The certificates of a trust bundle, at least one; NULL and a sentence."""
+    cdef X509_STACK *roots = sk_X509_new_null()
     cdef BIO *bio = BIO_new_mem_buf(pem, -1)
     cdef X509 *cert = NULL
-    cdef int n = 0
-    cdef bint ok = bio != NULL
+    cdef bint ok = bio != NULL and roots != NULL
     while ok:
         cert = PEM_read_bio_X509(bio, NULL, _no_password, NULL)
         if cert == NULL:
             break
-        ok = X509_STORE_add_cert(store, cert) == 1
-        X509_free(cert)
-        n += 1
+        if sk_X509_push(roots, cert) <= 0:
+            X509_free(cert)
+            ok = False
     BIO_free(bio)
-    if not ok or n == 0 or ERR_GET_REASON(ERR_peek_error()) != PEM_R_NO_START_LINE:
-        return _fail(err, cap, b"the trust bundle is not readable as PEM")
+    # the end of the text looks like one more certificate that does not start
+    if not ok or sk_X509_num(roots) == 0 or ERR_GET_REASON(ERR_peek_error()) != PEM_R_NO_START_LINE:
+        _fail(err, cap, b"the trust bundle is not readable as PEM")
+        _roots_free(roots)
+        return NULL
     ERR_clear_error()
-    # an issuing authority in the bundle is trusted as it stands
-    X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN)
-    return True
+    return roots
 
 
-cdef inline bint _trust_digest(TlsPolicy *policy, const char *bundle) noexcept nogil:
+cdef inline bint _trust_grows(SSL_CTX *ctx, TlsPolicy *policy, TlsDomain *domain, const char *bundle) noexcept nogil:
+    """One more domain is trusted: sessions of before do not count any more."""
     cdef EVP_MD_CTX *md = EVP_MD_CTX_new()
     cdef unsigned int n = 0
     cdef bint ok = md != NULL and EVP_DigestInit_ex(md, EVP_sha256(), NULL) == 1
+    ok = ok and EVP_DigestUpdate(md, policy.trust, sizeof(policy.trust)) == 1
     # the domain with its NUL: no two pairs run together to the same bytes
-    ok = ok and EVP_DigestUpdate(md, policy.domain, policy.domain_len + 1) == 1
-    ok = ok and EVP_DigestUpdate(md, bundle, strlen(bundle)) == 1
+    ok = ok and EVP_DigestUpdate(md, domain.name, domain.len + 1) == 1
+    if bundle != NULL:
+        ok = ok and EVP_DigestUpdate(md, bundle, strlen(bundle)) == 1
     ok = ok and EVP_DigestFinal_ex(md, policy.trust, &n) == 1
     EVP_MD_CTX_free(md)
-    return ok
+    return ok and SSL_CTX_set_session_id_context(ctx, policy.trust, sizeof(policy.trust)) == 1
 
 
 cdef inline bint _set_parameters(SSL_CTX *ctx, bint server) noexcept nogil:
@@ -363,27 +418,30 @@ cdef inline bint _set_parameters(SSL_CTX *ctx, bint server) noexcept nogil:
     SSL_CTX_clear_options(ctx, SSL_OP_ENABLE_MIDDLEBOX_COMPAT)
     SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE)
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL)
+    # an issuing authority in a bundle is trusted as it stands
+    X509_STORE_set_flags(SSL_CTX_get_cert_store(ctx), X509_V_FLAG_PARTIAL_CHAIN)
     SSL_CTX_set_cert_verify_callback(ctx, _verify, NULL)
     SSL_CTX_set_keylog_callback(ctx, _secret_made)
     return ok
 
 
 cdef inline bint _set_resumption(
-    SSL_CTX *ctx, TlsPolicy *policy, bint server, const unsigned char *ticket_keys
+    SSL_CTX *ctx, TlsPolicy *policy, bint server, TlsTickets *tickets
 ) noexcept nogil:
-    cdef bint ok = SSL_CTX_set_session_id_context(ctx, policy.trust, sizeof(policy.trust)) == 1
+    cdef bint ok = True
+    policy.tickets = tickets
     SSL_CTX_set_timeout(ctx, TLS_TICKET_SECONDS)
     if not server:
         SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL)
         SSL_CTX_sess_set_new_cb(ctx, _session_new)
         return ok
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF)
-    if ticket_keys == NULL:
+    if tickets == NULL:
         SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET)
         return ok and SSL_CTX_set_num_tickets(ctx, 0) == 1
     ok = ok and SSL_CTX_set_num_tickets(ctx, 1) == 1
     ok = ok and SSL_CTX_set_session_ticket_cb(ctx, _ticket_made, _ticket_read, NULL) == 1
-    return ok and SSL_CTX_set_tlsext_ticket_keys(ctx, <void *>ticket_keys, TLS_TICKET_KEYS) == 1
+    return ok and SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _ticket_key) == 1
 
 
 cdef inline bint _set_alpn(
@@ -410,8 +468,8 @@ cdef inline TlsPolicy *_policy_new(SSL_CTX *ctx, const char *trust_domain) noexc
     if SSL_CTX_set_ex_data(ctx, fm_tls_policy_slot(_policy_free), policy) != 1:
         free(policy)
         return NULL
-    policy.domain_len = strlen(trust_domain)
-    memcpy(policy.domain, trust_domain, policy.domain_len)
+    policy.own.len = strlen(trust_domain)
+    memcpy(policy.own.name, trust_domain, policy.own.len)
     return policy
 
 
@@ -421,7 +479,7 @@ cdef inline SSL_CTX *tls_context(
     const char *key_pem,
     const char *bundle_pem,
     const char *trust_domain,
-    const unsigned char *ticket_keys,
+    TlsTickets *tickets,
     const unsigned char *alpn,
     size_t alpn_len,
     char *err,
@@ -429,8 +487,9 @@ cdef inline SSL_CTX *tls_context(
 ) noexcept nogil:
     """A context for mutual TLS 1.3 in a trust domain; NULL and a sentence in `err` if the material is bad.
 
-    `cert_pem`: leaf, then issuers. `ticket_keys`: TLS_TICKET_KEYS bytes, the same in all workers (server; NULL:
-    no resumption). `alpn`: protocols in wire form, in the order of preference; NULL: none is negotiated.
+    `cert_pem`: leaf, then issuers. `tickets`: keys that outlive the context, the same in all workers (server; NULL:
+    no resumption). `alpn`: protocols in wire form, in the order of preference; NULL: none is negotiated. Before
+    its first use tls_federate and tls_revoke may add to it.
     """
     cdef SSL_CTX *ctx = NULL
     cdef TlsPolicy *policy
@@ -442,9 +501,9 @@ cdef inline SSL_CTX *tls_context(
     ctx = SSL_CTX_new(TLS_server_method() if server else TLS_client_method())
     policy = _policy_new(ctx, trust_domain) if ctx != NULL else NULL
     if policy == NULL or not (
-        _trust_digest(policy, bundle_pem)
+        _trust_grows(ctx, policy, &policy.own, bundle_pem)
         and _set_parameters(ctx, server)
-        and _set_resumption(ctx, policy, server, ticket_keys)
+        and _set_resumption(ctx, policy, server, tickets)
         and _set_alpn(ctx, policy, server, alpn, alpn_len)
     ):
         ok = _fail(err, err_cap, b"OpenSSL refuses to make a TLS context")
@@ -452,10 +511,46 @@ cdef inline SSL_CTX *tls_context(
         ok = (
             _load_chain(ctx, cert_pem, err, err_cap)
             and _load_key(ctx, key_pem, err, err_cap)
-            and _load_bundle(ctx, bundle_pem, err, err_cap)
         )
+        policy.own.roots = _load_roots(bundle_pem, err, err_cap) if ok else NULL
+        ok = policy.own.roots != NULL
     if ok:
         return ctx
     ERR_clear_error()
     SSL_CTX_free(ctx)
     return NULL
+
+
+cdef inline bint tls_federate(SSL_CTX *ctx, const char *domain, const char *bundle, char *err, size_t cap) noexcept nogil:
+    """Trust another domain's workloads, by its own roots. False and a sentence in `err`: the context is of no use.
+
+    The order counts for resumption: all workers add the same domains in the same order.
+    """
+    cdef TlsPolicy *policy = tls_policy(ctx)
+    cdef TlsDomain *d = &policy.own
+    cdef size_t n = strlen(domain)
+    if not svid_domain_valid(domain, n):
+        return _fail(err, cap, b"a federated trust domain is not a valid name")
+    while True:
+        if d.len == n and memcmp(d.name, domain, n) == 0:
+            return _fail(err, cap, b"a trust domain is federated twice, or with itself")
+        if d.next == NULL:
+            break
+        d = d.next
+    d.next = <TlsDomain *>calloc(1, sizeof(TlsDomain))
+    if d.next == NULL:
+        return _fail(err, cap, b"no memory")
+    d = d.next
+    d.len = n
+    memcpy(d.name, domain, n)
+    ERR_clear_error()
+    d.roots = _load_roots(bundle, err, cap)
+    if d.roots != NULL and not _trust_grows(ctx, policy, d, bundle):
+        return _fail(err, cap, b"OpenSSL refuses to make a TLS context")
+    ERR_clear_error()
+    return d.roots != NULL
+
+
+cdef inline bint tls_revoke(SSL_CTX *ctx, const unsigned char *serial, size_t n) noexcept nogil:
+    """Refuse the own domain's leaf with this serial number (big-endian). False: it is none, or no memory."""
+    return trust_revoke(tls_policy(ctx), serial, n)

@@ -4,9 +4,10 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
-from fastmesh.core.sys.openssl cimport BIO, BIO_METHOD, SSL, SSL_SESSION, X509
+from fastmesh.core.sys.openssl cimport BIO, BIO_METHOD, SSL, SSL_SESSION, X509, X509_STACK
 from fastmesh.core.wire.svid cimport SVID_DOMAIN_MAX
 from fastmesh.core.wire.tls_record cimport TlsRecords, TlsSuite
+from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
 cdef enum:
     TLS_EOF = -1000             # the peer said close_notify: a proper end
@@ -18,7 +19,7 @@ cdef enum:
 
 cdef enum:
     TLS_ALPN_MAX = 64
-    TLS_TICKET_KEYS = 80        # bytes: 16 name, 32 HMAC, 32 AES
+    TLS_SERIAL_MAX = 20         # bytes of a certificate's serial number (RFC 5280 4.1.2.2)
     TLS_TICKET_SECONDS = 7200
     TLS_PEER_SETS = 64
     TLS_PEER_WAYS = 4
@@ -67,11 +68,36 @@ cdef struct TlsPeer:
     int64_t to_time
     uint32_t used               # clock of the set: the least recently used way is replaced
 
+cdef struct TlsDomain:
+    TlsDomain *next             # domains that are trusted beside the own one
+    X509_STACK *roots
+    size_t len
+    char name[SVID_DOMAIN_MAX + 1]
+
+cdef struct TlsSerial:
+    unsigned char len
+    unsigned char bytes[20]     # TLS_SERIAL_MAX: big-endian, no zeros in front
+
+cdef struct TlsName:
+    char *text                  # lower case; of a wildcard what follows the "*"
+    size_t len
+    bint wildcard
+    void *ctx                   # an SSL_CTX, counted; NULL: the one that has the policy
+
 cdef struct TlsPolicy:
-    char domain[SVID_DOMAIN_MAX + 1]
-    size_t domain_len
+    TlsDomain own
+    TlsSerial *revoked          # in order
+    size_t nrevoked
+    size_t revoked_cap
+    TlsTickets *tickets         # the caller's; NULL: none are made
+    # outside the mesh (tls_public.pxd): `own` is the server's name, roots are in OpenSSL's store
+    bint public
+    bint demands                # the peer must show a certificate
+    bint sends_name             # client: `own` goes into SNI
+    TlsName *names              # server: which context for which name
+    size_t nnames
     unsigned char alpn[TLS_ALPN_MAX]
     size_t alpn_len
-    unsigned char trust[32]     # digest of trust domain and bundle: sessions do not outlive it
+    unsigned char trust[32]     # digest of all domains and their roots: sessions do not outlive it
     uint32_t clock
     TlsPeer peers[TLS_PEER_SETS * TLS_PEER_WAYS]

@@ -1,0 +1,493 @@
+"""Ordinary TLS: an edge with several certificates, services known by their names, TLS that passes through."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import signal
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from kit.fixtures import Serve, Serving
+from kit.ports import free_port
+from kit.upstream import ServerConn, answering
+from kit.wire import connect, request, response
+
+
+class Shop:
+    """A certificate authority of the world outside, its certificates as files in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.root = self._make("root", self.key, ca=True)
+        self.ca = directory / "ca.pem"
+        self.ca.write_bytes(self.root.public_bytes(serialization.Encoding.PEM))
+
+    def _make(
+        self,
+        name: str,
+        key: ec.EllipticCurvePrivateKey,
+        names: tuple[str, ...] = (),
+        ca: bool = False,
+        days: float = 1,
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if ca else self.root.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(now + datetime.timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        )
+        sans: list[x509.GeneralName] = []
+        for one in names:
+            try:
+                sans.append(x509.IPAddress(ipaddress.ip_address(one)))
+            except ValueError:
+                sans.append(x509.DNSName(one))
+        if sans:
+            builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def issue(self, file: str, *names: str, days: float = 1) -> dict[str, str]:
+        """A leaf for these names as `{certificate, key}`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = self._make(file, key, names, days=days)
+        pem = serialization.Encoding.PEM
+        (self.directory / f"{file}.pem").write_bytes(leaf.public_bytes(pem))
+        (self.directory / f"{file}.key").write_bytes(
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        return {
+            "certificate": str(self.directory / f"{file}.pem"),
+            "key": str(self.directory / f"{file}.key"),
+        }
+
+    def client(self, pair: dict[str, str] | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if pair:
+            context.load_cert_chain(pair["certificate"], pair["key"])
+        return context
+
+    def server(self, pair: dict[str, str]) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair["certificate"], pair["key"])
+        return context
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path / "shop")
+
+
+def edge(endpoint: int, tls: Any, **listener: Any) -> dict[str, Any]:
+    return {
+        "listeners": [
+            {"name": "edge", "bind": f"127.0.0.1:{free_port()}", "to": "app", "tls": tls, **listener}
+        ],
+        "services": {"app": {"endpoints": [f"127.0.0.1:{endpoint}"]}},
+    }
+
+
+def address_of(config: dict[str, Any]) -> tuple[str, int]:
+    return "127.0.0.1", int(config["listeners"][0]["bind"].rpartition(":")[2])
+
+
+def dial(address: tuple[str, int], context: ssl.SSLContext, name: str, **options: Any) -> ssl.SSLSocket:
+    sock = socket.create_connection(address, 20)
+    try:
+        return context.wrap_socket(sock, server_hostname=name, **options)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def names_of(sock: ssl.SSLSocket) -> set[str]:
+    certificate = sock.getpeercert()
+    assert certificate is not None
+    return {str(value) for kind, value in certificate["subjectAltName"] if kind == "DNS"}  # type: ignore[misc]
+
+
+def ask(sock: ssl.SSLSocket, data: bytes | None = None) -> bytes:
+    sock.sendall(data or request(headers=[("Connection", "close")]))
+    out = b""
+    while part := sock.recv(65536):
+        out += part
+    return out
+
+
+# the edge
+
+
+def test_the_certificate_is_chosen_by_name(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    pairs = [
+        shop.issue("first", "first.example"),
+        shop.issue("star", "*.shop.example", "shop.example"),
+        shop.issue("cart", "cart.shop.example", "first.example"),
+    ]
+    app = upstream(answering(b"hello"))
+    config = edge(app.address[1], {"certificates": pairs}, protocol="http")
+    serve(config)
+    context = shop.client()
+    context.check_hostname = False
+    for name, wanted in {
+        "first.example": "first.example",
+        "CART.Shop.example": "cart.shop.example",
+        "other.shop.example": "*.shop.example",
+        "shop.example": "*.shop.example",
+        "deep.other.shop.example": "first.example",
+        "nobody.example": "first.example",
+    }.items():
+        with dial(address_of(config), context, name) as sock:
+            assert wanted in names_of(sock), name
+            assert sock.version() == "TLSv1.3"
+            assert ask(sock).startswith(b"HTTP/1.1 200 ")
+    assert app.requests[-1].get("x-forwarded-proto") == "https"
+    assert app.requests[-1].get("x-forwarded-client-cert") is None
+
+
+def test_old_and_new_protocols(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    pair = shop.issue("one", "one.example")
+    config = edge(upstream(answering(b"x" * 100_000)).address[1], {"certificates": [pair]}, protocol="http")
+    new = edge(
+        upstream(answering(b"hello")).address[1],
+        {"certificates": [pair], "min_version": "1.3"},
+        protocol="http",
+    )
+    serve(config)
+    proxy = serve(new)
+    old = shop.client()
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_alpn_protocols(["h2", "http/1.1"])
+    session = None
+    for number in range(3):
+        with dial(address_of(config), old, "one.example", session=session) as sock:
+            assert (sock.version(), sock.selected_alpn_protocol()) == ("TLSv1.2", "http/1.1")
+            assert sock.session_reused == (number > 0)
+            session = sock.session
+            assert ask(sock).endswith(b"x" * 100_000)
+    with pytest.raises(ssl.SSLError):
+        dial(address_of(new), old, "one.example")
+    proxy.wait_metric("counted", lambda m: m.by_reason("tls_version") == 1)
+    only_h2 = shop.client()
+    only_h2.set_alpn_protocols(["h2"])
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert no application protocol"):
+        dial(address_of(new), only_h2, "one.example")
+
+
+def test_sessions_are_resumed(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    pairs = [shop.issue("one", "one.example"), shop.issue("two", "two.example")]
+    config = edge(upstream(answering(b"hello")).address[1], {"certificates": pairs}, protocol="http")
+    serve(config, workers=2)
+    context = shop.client()
+    for name in ("one.example", "two.example"):
+        session = None
+        for number in range(4):
+            with dial(address_of(config), context, name, session=session) as sock:
+                assert ask(sock)
+                assert sock.session_reused == (number > 0)
+                session = sock.session
+
+
+def test_client_certificates(serve: Serve, upstream: Serving, shop: Shop, tmp_path: Path) -> None:
+    other = Shop(tmp_path / "other")
+    pair = shop.issue("one", "one.example")
+    tls = {"certificates": [pair], "client_ca": str(shop.ca)}
+    config = edge(upstream(answering(b"hello")).address[1], tls, protocol="http")
+    proxy = serve(config)
+    with dial(address_of(config), shop.client(shop.issue("client", "somebody")), "one.example") as sock:
+        assert ask(sock).startswith(b"HTTP/1.1 200 ")
+    for count, bad in enumerate(
+        [None, other.issue("stranger", "somebody"), shop.issue("old", "somebody", days=-1)]
+    ):
+        reason = ["tls_no_certificate", "tls_untrusted", "tls_expired"][count]
+        with (
+            pytest.raises((ssl.SSLError, OSError)),
+            dial(address_of(config), shop.client(bad), "one.example") as sock,
+        ):
+            assert ask(sock).startswith(b"HTTP"), "refused"
+            raise OSError
+        proxy.wait_metric(reason, lambda m, r=reason: m.by_reason(r) == 1)
+
+
+def test_opaque_bytes_behind_the_edge(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    app = upstream(lambda conn: conn.send(conn.read_exact(4)))
+    config = edge(app.address[1], {"certificates": [shop.issue("one", "one.example")]}, protocol="tcp")
+    serve(config)
+    with dial(address_of(config), shop.client(), "one.example") as sock:
+        sock.sendall(b"ping")
+        assert sock.recv(4) == b"ping"
+
+
+@pytest.mark.parametrize("options", [["--tlsv1.3"], ["--tls-max", "1.2"], ["--http1.1"], ["--http2"]])
+def test_curl(serve: Serve, upstream: Serving, shop: Shop, options: list[str]) -> None:
+    config = edge(
+        upstream(answering(b"hello curl")).address[1],
+        {"certificates": [shop.issue("a", "a.example"), shop.issue("b", "b.example")]},
+        protocol="http",
+    )
+    serve(config)
+    port = address_of(config)[1]
+    done = subprocess.run(
+        [
+            *["curl", "-sS", "--cacert", str(shop.ca), "--resolve", f"b.example:{port}:127.0.0.1"],
+            *[*options, f"https://b.example:{port}/"],
+        ],
+        capture_output=True,
+        timeout=20,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "LD_PRELOAD"},  # not the sanitizers'
+    )
+    assert (done.stdout, done.returncode) == (b"hello curl", 0), done.stderr
+
+
+def test_openssl_s_client(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    client = shop.issue("client", "somebody")
+    config = edge(
+        upstream(answering(b"hello openssl")).address[1],
+        {"certificates": [shop.issue("a", "a.example")], "client_ca": str(shop.ca)},
+        protocol="http",
+    )
+    serve(config)
+    done = subprocess.run(
+        [
+            *[
+                "openssl",
+                "s_client",
+                "-connect",
+                f"127.0.0.1:{address_of(config)[1]}",
+                "-servername",
+                "a.example",
+            ],
+            *["-CAfile", str(shop.ca), "-verify_hostname", "a.example", "-verify_return_error"],
+            *["-cert", client["certificate"], "-key", client["key"], "-alpn", "http/1.1", "-ign_eof"],
+        ],
+        input=request(headers=[("Connection", "close")]),
+        capture_output=True,
+        timeout=20,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "LD_PRELOAD"},  # not the sanitizers'
+    )
+    assert b"hello openssl" in done.stdout
+    assert b"Verification: OK" in done.stdout
+    assert b"ALPN protocol: http/1.1" in done.stdout
+
+
+def test_files_are_read_again(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    pair = shop.issue("one", "old.example")
+    config = edge(upstream(answering(b"hello")).address[1], {"certificates": [pair]}, protocol="http")
+    proxy = serve(config)
+    context = shop.client()
+    context.check_hostname = False
+    with dial(address_of(config), context, "one.example") as sock:
+        assert names_of(sock) == {"old.example"}
+    shop.issue("one", "new.example")
+    os.kill(proxy.pid, signal.SIGHUP)
+    proxy.wait_metric("taken over", lambda m: m.sum("worker_snapshot_number") == 2)
+    with dial(address_of(config), context, "one.example") as sock:
+        assert names_of(sock) == {"new.example"}
+    secret = Path(pair["key"]).read_text()
+    shown = proxy.admin("/config")[1]
+    assert secret.splitlines()[1] not in shown
+    assert "[redacted]" in shown
+
+
+# services known by their names
+
+
+def tls_upstream(shop: Shop, upstream: Serving, pair: dict[str, str], **options: Any) -> Any:
+    context = shop.server(pair)
+    for key, value in options.items():
+        setattr(context, key, value)
+    seen: list[tuple[str | None, str | None, bool | None]] = []
+    asked: list[str | None] = []
+    context.sni_callback = lambda sock, name, ctx: asked.append(name)
+    context.set_alpn_protocols(["http/1.1"])
+
+    def script(conn: ServerConn) -> None:
+        try:
+            conn.sock = context.wrap_socket(conn.sock, server_side=True)
+        except (ssl.SSLError, OSError):
+            return
+        assert isinstance(conn.sock, ssl.SSLSocket)
+        seen.append((conn.sock.version(), conn.sock.selected_alpn_protocol(), conn.sock.session_reused))
+        for _ in conn:
+            conn.send(response(b"hello", headers=[("Connection", "close")]))
+            return
+
+    server = upstream(script)
+    return server, seen, asked
+
+
+def outbound(endpoint: int, tls: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "listeners": [{"name": "out", "role": "outbound", "bind": f"127.0.0.1:{free_port()}"}],
+        "services": {"api": {"endpoints": [f"127.0.0.1:{endpoint}"], "tls": tls}},
+    }
+
+
+def answer_of(config: dict[str, Any]) -> tuple[int, str | None]:
+    with connect(address_of(config)) as client:
+        client.send(request(host="api"))
+        answer = client.read_response()
+        return answer.status, answer.reason
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_service_with_ordinary_tls(
+    serve: Serve, upstream: Serving, shop: Shop, version: ssl.TLSVersion
+) -> None:
+    server, seen, asked = tls_upstream(
+        shop, upstream, shop.issue("api", "*.example.com"), maximum_version=version
+    )
+    config = outbound(server.address[1], {"server_name": "api.example.com", "ca": str(shop.ca)})
+    serve(config)
+    assert answer_of(config) == (200, None)
+    assert asked == ["api.example.com"]
+    assert seen[0][1] == "http/1.1"
+
+
+@pytest.mark.parametrize(
+    ("names", "server_name", "reason"),
+    [
+        (("api.example.com",), "api.example.com", None),
+        (("127.0.0.1", "::1"), "127.0.0.1", None),
+        (("127.0.0.1", "::1"), "::1", None),
+        (("*.example.com",), "a.b.example.com", "upstream_tls_identity"),
+        (("*.example.com",), "example.com", "upstream_tls_identity"),
+        (("a*.example.com",), "api.example.com", "upstream_tls_identity"),
+        (("api.example.org",), "api.example.com", "upstream_tls_identity"),
+        (("127.0.0.1",), "127.0.0.2", "upstream_tls_identity"),
+        (("api.example.com",), "127.0.0.1", "upstream_tls_identity"),
+    ],
+)
+def test_the_server_must_be_the_named_one(  # noqa: PLR0917
+    serve: Serve, upstream: Serving, shop: Shop, names: tuple[str, ...], server_name: str, reason: str | None
+) -> None:
+    server, _, _ = tls_upstream(shop, upstream, shop.issue("api", *names))
+    config = outbound(server.address[1], {"server_name": server_name, "ca": str(shop.ca)})
+    serve(config)
+    assert answer_of(config) == ((200, None) if reason is None else (502, reason))
+
+
+def test_servers_that_are_not_believed(serve: Serve, upstream: Serving, shop: Shop, tmp_path: Path) -> None:
+    other = Shop(tmp_path / "other")
+    cases: list[tuple[dict[str, str], dict[str, Any], str]] = [
+        (other.issue("api", "api.example.com"), {"ca": str(shop.ca)}, "upstream_tls_untrusted"),
+        (shop.issue("sys", "api.example.com"), {}, "upstream_tls_untrusted"),
+        (shop.issue("old", "api.example.com", days=-1), {"ca": str(shop.ca)}, "upstream_tls_expired"),
+    ]
+    for pair, tls, reason in cases:
+        server, _, _ = tls_upstream(shop, upstream, pair)
+        config = outbound(server.address[1], {"server_name": "api.example.com", **tls})
+        serve(config)
+        assert answer_of(config) == (502, reason)
+
+
+def test_a_server_that_wants_a_certificate(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    context = shop.server(shop.issue("api", "api.example.com"))
+    context.load_verify_locations(shop.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    subjects = []
+
+    def script(conn: ServerConn) -> None:
+        try:
+            conn.sock = context.wrap_socket(conn.sock, server_side=True)
+        except (ssl.SSLError, OSError):
+            return
+        subjects.append(conn.sock.getpeercert())
+        for _ in conn:
+            conn.send(response(b"hello", headers=[("Connection", "close")]))
+            return
+
+    server = upstream(script)
+    tls = {"server_name": "api.example.com", "ca": str(shop.ca)}
+    bare = outbound(server.address[1], tls)
+    serve(bare)
+    assert answer_of(bare) == (502, "upstream_tls_refused")
+    config = outbound(server.address[1], {**tls, **shop.issue("us", "us.example.com")})
+    serve(config)
+    assert answer_of(config) == (200, None)
+    assert subjects
+
+
+def test_sessions_of_a_service_are_resumed(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    server, seen, _ = tls_upstream(shop, upstream, shop.issue("api", "api.example.com"))
+    config = outbound(server.address[1], {"server_name": "api.example.com", "ca": str(shop.ca)})
+    config["services"]["api"]["pool"] = {"idle_max": 0}
+    serve(config)
+    for _ in range(3):
+        assert answer_of(config) == (200, None)
+    assert [one[2] for one in seen] == [False, True, True]
+
+
+# TLS that passes through
+
+
+def test_pass_through_by_name(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    one, _, _ = tls_upstream(shop, upstream, shop.issue("one", "one.example", "rest.example"))
+    two, _, _ = tls_upstream(shop, upstream, shop.issue("two", "a.two.example", "b.a.two.example"))
+    config = {
+        "listeners": [
+            {
+                "name": "pass",
+                "bind": f"127.0.0.1:{free_port()}",
+                "tls": "passthrough",
+                "sni": {"One.example": "one", "*.two.example": "two"},
+            }
+        ],
+        "services": {
+            "one": {"endpoints": [f"127.0.0.1:{one.address[1]}"]},
+            "two": {"endpoints": [f"127.0.0.1:{two.address[1]}"]},
+        },
+    }
+    proxy = serve(config)
+    for name in ("one.example", "a.two.example", "b.a.two.example"):
+        with dial(address_of(config), shop.client(), name) as sock:
+            assert ask(sock).startswith(b"HTTP/1.1 200 "), name
+    for name in ("two.example", "three.example"):
+        with pytest.raises(OSError):
+            dial(address_of(config), shop.client(), name)
+    proxy.wait_metric("counted", lambda m: m.by_reason("no_service") == 2)
+    config["listeners"][0]["to"] = "one"
+    serve(config | {"listeners": [{**config["listeners"][0], "bind": f"127.0.0.1:{(port := free_port())}"}]})
+    with dial(("127.0.0.1", port), shop.client(), "rest.example") as sock:
+        assert ask(sock).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_is_no_hello_does_not_pass(serve: Serve, upstream: Serving) -> None:
+    app = upstream()
+    config = edge(app.address[1], "passthrough")
+    proxy = serve(config)
+    for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"):
+        with connect(address_of(config)) as client:
+            client.send(data)
+            client.expect_close()
+    with connect(address_of(config)) as client:
+        client.send(b"\x16\x03\x01\x02\x00\x01")
+        with contextlib.suppress(ConnectionError):
+            client.expect_close()
+    proxy.wait_metric(
+        "counted",
+        lambda m: (
+            (m.by_reason("tls_not_tls"), m.by_reason("tls_handshake"), m.by_reason("tls_timeout"))
+            == (1, 1, 1)
+        ),
+    )
+    assert app.connections == []
