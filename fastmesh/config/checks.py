@@ -92,7 +92,7 @@ class _Checks:
             message = f"{shown(own)} is not of trust_domain {shown(domain)}, expected spiffe://{domain}/…"
             self.report(("spiffe_id",), message)
         for name, service in self.services.items():
-            if service.spiffe_id is not None and service_tls(service) != "mesh":
+            if service.spiffe_id is not None and service_tls(service) in ("none", "tls"):
                 message = "spiffe_id without TLS, expected tls: mesh: nothing is proven in plaintext"
                 self.report(("services", name, "spiffe_id"), message)
 
