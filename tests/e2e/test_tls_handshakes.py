@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from kit.pki import Pki, client_context
 from kit.ports import free_port
 from kit.proxy import Fastmesh
 from kit.upstream import answering
-from kit.wire import connect, connect_tls, request
+from kit.wire import Conn, connect, connect_tls, request
 
 
 def inbound(pki: Pki, endpoint: int, host: str = "127.0.0.1", **listener: Any) -> dict[str, Any]:
@@ -159,29 +161,34 @@ def flood(proxy: Fastmesh, address: tuple[str, int], pki: Pki) -> Iterator[None]
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def latencies(address: tuple[str, int], context: ssl.SSLContext, count: int) -> list[float]:
-    """Seconds of requests on one established connection, in order of size."""
-    out = []
-    with connect_tls(address, context) as client:
-        for _ in range(count):
-            start = time.monotonic()
-            client.send(request())
-            assert client.read_response().status == 200
-            out.append(time.monotonic() - start)
-    return sorted(out)
+def latencies(client: Conn, worker: int, count: int) -> tuple[list[float], list[float]]:
+    """Of requests on one established connection: milliseconds, and milliseconds for which the worker ran
+    while one was under way. The latter does not grow with what else the machine does. In order of size."""
+    schedstat = Path(f"/proc/{worker}/schedstat")
+    took, ran = [], []
+    for _ in range(count):
+        start, before = time.monotonic(), int(schedstat.read_text().split()[0])
+        client.send(request())
+        assert client.read_response().status == 200
+        took.append((time.monotonic() - start) * 1e3)
+        ran.append((int(schedstat.read_text().split()[0]) - before) / 1e6)
+    return sorted(took), sorted(ran)
 
 
 def test_a_flood_of_handshakes_does_not_stall_requests(serve: Serve, upstream: Serving, pki: Pki) -> None:
     """A request waits for one step of a handshake a turn at most, however many clients shake hands."""
     config = inbound(pki, upstream(answering(b"yes")).address[1])
-    proxy, context = serve(config), client_context(pki.identity("svc-a"))
-    address = address_of(config)
-    quiet = latencies(address, context, 300)
-    with flood(proxy, address, pki):
-        loud = latencies(address, context, 300)
-    print(*(f"p{p}: {quiet[3 * p - 3] * 1e3:.2f} -> {loud[3 * p - 3] * 1e3:.2f} ms" for p in (50, 99, 100)))
-    # what is left is the scheduler's, with three busy processes
-    assert loud[297] < max(0.1, 20 * quiet[297])
+    proxy, address = serve(config), address_of(config)
+    (worker,) = proxy.worker_pids()
+    with connect_tls(address, client_context(pki.identity("svc-a"))) as client:
+        quiet, _ = latencies(client, worker, 300)
+        with flood(proxy, address, pki):
+            loud, ran = latencies(client, worker, 300)
+    for p in (50, 99):
+        at = 3 * p
+        print(f"p{p}: {quiet[at]:.2f} ms, flooded {loud[at]:.2f}, in which the worker ran {ran[at]:.2f}")
+    # All handshakes that are ready, as many as 64, would be 20 ms in each of the two turns of a request.
+    assert ran[297] < (15 if os.environ.get("FASTMESH_BUILD", "release") == "release" else 60)
 
 
 def test_tickets_live_for_two_keys(serve: Serve, upstream: Serving, pki: Pki) -> None:

@@ -14,6 +14,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from fastmesh.core.base.intern cimport Interned, intern
+from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.rate cimport rate_allows, rate_key
 from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.base.reason cimport (
@@ -48,6 +49,7 @@ from fastmesh.core.wire.tls cimport tls_open, tls_peer_hash, tls_peer_id
 
 cdef enum:
     ACCEPT_BATCH = 64
+    ACCEPT_BUSY = 8               # while handshakes wait: who asks for more of them can wait in the queue
     ACCEPT_PAUSE_MS = 100         # out of descriptors
     DETECT_MS = 100
     DETECT_BYTES = 64
@@ -382,7 +384,7 @@ cdef inline void listener_event(Worker *w, Source *s, uint32_t events) noexcept 
     cdef Listener *l = <Listener *>s
     cdef int i
     cdef int fd
-    for i in range(ACCEPT_BATCH):
+    for i in range(ACCEPT_BATCH if list_empty(&w.shaking) else ACCEPT_BUSY):
         fd = accept4(l.src.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
             if errno == EINTR or errno == ECONNABORTED:

@@ -42,6 +42,7 @@ from fastmesh.core.traffic.policy cimport policy_scratch_free
 from fastmesh.core.wire.tls cimport tls_engine_free, tls_engine_init
 
 cdef enum:
+    SHAKE_PUT_OFF = 8             # turns for which handshakes wait for events, at most
     TURN_AGAIN = 0
     TURN_CONTROL = 1              # the control descriptor is readable
     TURN_DRAINED = 2              # a drain has ended
@@ -142,7 +143,12 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
         s.on_event(w, s, w.events[i].events)
     conn_ready_all(w)
     conn_flush_all(w)
-    conn_shake(w)
+    # more events wait than were taken: a request may be among them
+    if n < TURN_EVENTS or w.shake_put_off >= SHAKE_PUT_OFF:
+        w.shake_put_off = 0
+        conn_shake(w)
+    else:
+        w.shake_put_off += 1
     wheel_advance(w, &w.wheel, w.now_ms)
     conn_flush_all(w)
     conn_bury(w)

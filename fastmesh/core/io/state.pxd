@@ -324,6 +324,7 @@ cdef struct Worker:
     Conn *dead
     Node ready
     Node shaking                  # clients whose handshake can go on: after everything else, a few a turn
+    uint32_t shake_put_off
     Node downs
     Node ups
     Node all_exchanges
