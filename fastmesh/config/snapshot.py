@@ -274,7 +274,9 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
         "name": name,
         "slot": slot,
         "tls": service_tls(service),
-        "spiffe_id": (service.spiffe_id or spiffe_id(config, name)) if service_tls(service) == "mesh" else None,
+        "spiffe_id": (service.spiffe_id or spiffe_id(config, name))
+        if service_tls(service) == "mesh"
+        else None,
         "endpoints": endpoints,
         "connect_timeout_ms": service.connect_timeout,
         "response_timeout_ms": service.response_timeout,
