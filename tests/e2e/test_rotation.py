@@ -303,6 +303,8 @@ def test_a_revoked_peer_is_cut_and_kept_out(serve: Serve, upstream: Serving, own
     mesh.b.wait_metric("the refusal", lambda m: m.by_reason("tls_revoked") == 3)
     assert mesh.ask().status == 200
     cli("certs", "revoke", "svc-b", "--pki", own_pki.path)
-    mesh.a.wait_metric("the pool", lambda m: m.sum("identity_reloads_total", result="accepted") >= 2)
+    wait_until(lambda: len(mesh.identities()[0]["revoked"]) == 2, "the whole list")
+    number = mesh.a.config()["snapshot"]["number"]
+    mesh.a.wait_metric("its use", lambda m: m.sum("worker_snapshot_number") >= number)
     answer = mesh.ask()
     assert (answer.status, answer.reason) == (502, "upstream_tls_revoked")
