@@ -40,6 +40,7 @@ def installed() -> set[str]:
 def programs(text: str) -> set[str]:
     """The first word of every command in the shell blocks of a page."""
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    blocks = blocks.replace("\\\n", " ")
     blocks = re.sub(r"<<'(\w+)'(.*?)^\1$", "", blocks, flags=re.MULTILINE | re.DOTALL)
     blocks = re.sub(r"'[^']*'|\"[^\"]*\"|\$\([^)]*\)", "TEXT", blocks)
     commands = re.split(r"\n|;|&&|\|\|?|&(?= |$)", blocks)

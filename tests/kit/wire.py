@@ -280,16 +280,18 @@ class Conn:
 def connect(address: Address, source: Address | None = None, timeout: float | None = None) -> Conn:
     """A client connection to a TCP address or a Unix path."""
     if isinstance(address, str):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(timeout or DEADLINE)
-        sock.connect(address)
+        family = socket.AF_UNIX
     else:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = socket.socket(family)
+    sock = socket.socket(family)
+    try:
         sock.settimeout(timeout or DEADLINE)
         if source is not None:
             sock.bind(source)
         sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
     return Conn(sock)
 
 
