@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastmesh.config.errors import shown
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
-from fastmesh.config.roles import leading_to, listener_tls
+from fastmesh.config.roles import client_cert, leading_to, listener_tls
 from fastmesh.config.schema import (
     MAX_RULES,
     HeaderMatch,
@@ -25,6 +25,7 @@ from fastmesh.config.values import UNAUTHENTICATED, alternatives
 HTTP_KEYS: Final = ("methods", "paths", "hosts", "headers")
 CONNECTION_KEYS: Final = ("from", "ports", "sources")
 LISTS: Final = ("allow", "deny")
+CLIENT_CERT: Final = "x-forwarded-client-cert"
 
 
 def conditions(rule: Rule) -> dict[str, Any]:
@@ -108,6 +109,7 @@ class _Owner:
                 message = f"{key} in a rule of a tcp {self.what}, expected only from, ports or sources"
                 self.report((*where, key), f"{message} (opaque TCP has no {noun})")
         self.callers(where, rule)
+        self.proofs(where, rule)
         self.contradictions(where, given)
         self.local_ports(where, rule)
 
@@ -137,6 +139,16 @@ class _Owner:
         if self.tls == {"mesh"} and set(rule.from_) == {UNAUTHENTICATED}:
             message = f"from: {UNAUTHENTICATED} where every caller has an identity (tls: mesh)"
             self.report((*where, "from"), f"{message}, expected tls: permissive, or identities")
+
+    def proofs(self, where: Where, rule: Rule) -> None:
+        """What a caller says of itself under a name that is taken from it before the endpoint sees it."""
+        if where[-2] != "allow" or not isinstance(rule.headers, dict) or CLIENT_CERT not in rule.headers:
+            return
+        if any(
+            one.forwarded is not INVALID and client_cert(one) in ("set", "remove") for one in self.listeners
+        ):
+            message = f"{CLIENT_CERT} in an allow rule where it is removed from what callers send"
+            self.report((*where, "headers", CLIENT_CERT), f"{message}, expected from")
 
     def contradictions(self, where: Where, given: dict[str, Any]) -> None:
         for key in (*CONNECTION_KEYS, *HTTP_KEYS):

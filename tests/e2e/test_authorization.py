@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from kit.fixtures import Serve, Serving
 from kit.limits import wait_until
+from kit.nginx import Nginx
 from kit.pki import Pki, client_context
 from kit.ports import free_port
 from kit.proxy import Fastmesh
@@ -287,3 +288,119 @@ def test_no_caller_can_have_the_proof_dropped(serve: Serve, upstream: Serving, p
     answer = ask(address, pki, "svc-a", request(headers=[("Connection", "close, X-Forwarded-Client-Cert")]))
     assert (answer.status, answer.reason) == (400, "bad_field")
     assert app.requests == []
+
+
+@pytest.mark.parametrize("who", ["svc-a", None])
+def test_no_caller_can_forge_the_proof_with_underscores(
+    serve: Serve, upstream: Serving, pki: Pki, who: str | None
+) -> None:
+    """To CGI and WSGI (RFC 3875 4.1.18) x_forwarded_client_cert is the same variable."""
+    app = upstream()
+    config, address = config_of(pki, app.address[1], {})
+    serve(config)
+    forged = [(name, "URI=forged") for name in ("x_forwarded_client_cert", "X-Forwarded_Client-Cert")]
+    assert ask(address, pki, who, request(headers=forged)).status == 200
+    (seen,) = app.requests
+    assert b"forged" not in seen.raw
+    assert len(seen.all("x-forwarded-client-cert")) == (who is not None)
+
+
+# What was open, or old, before the rules
+
+
+def test_without_host_the_rules_see_the_one_that_the_endpoint_gets(
+    serve: Serve, upstream: Serving, pki: Pki
+) -> None:
+    """HTTP/1.0 has no Host: the service's name stands in for it, for rules as for the endpoint."""
+    app = upstream(answering())
+    config, address = config_of(pki, app.address[1], {"deny": [{"hosts": ["app"], "paths": ["/x"]}]})
+    serve(config)
+    assert ask(address, pki, None, b"GET /x HTTP/1.0\r\n\r\n").reason == "denied"
+    assert ask(address, pki, None, b"GET /x HTTP/1.0\r\nHost:\r\n\r\n").reason == "denied"
+    assert ask(address, pki, None, b"GET /y HTTP/1.0\r\n\r\n").status == 200
+    (seen,) = app.requests
+    assert (seen.target, seen.all("host")) == ("/y", ["app"])
+
+
+def test_plaintext_connections_end_where_a_reload_asks_for_an_identity(
+    serve: Serve, upstream: Serving, pki: Pki
+) -> None:
+    app = upstream(answering())
+    config, address = config_of(pki, app.address[1], {}, protocol="http")
+    proxy = serve(config)
+    with connect(address) as old, connect_tls(address, client_context(pki.identity("svc-a"))) as proven:
+        for client in (old, proven):
+            client.send(request())
+            assert client.read_response().status == 200
+        reload(proxy, [{**config["listeners"][0], "tls": "mesh"}], 2)
+        for client in (old, proven):
+            client.send(request())
+        answer = old.read_response()
+        assert (answer.status, answer.reason) == (403, "denied")
+        old.expect_close()
+        assert proven.read_response().status == 200
+    assert len(app.requests) == 3
+
+
+def test_requests_behind_a_path_that_becomes_shorter(serve: Serve, nginx: Nginx, pki: Pki) -> None:
+    """Pipelined, in pieces of all sizes: each gets its own answer, whatever became of the ones before."""
+    config, address = config_of(pki, nginx.port, {"deny": [{"paths": ["/moved"]}]}, protocol="http")
+    serve(config)
+    padding = "/./%2e" * 500
+    kinds = [
+        (f"GET {padding}/%73mall?q={'x' * 900} HTTP/1.1\r\nHost: h\r\n\r\n", 200),
+        ("GET http://h/a/../%32%30%34 HTTP/1.1\r\nHost: h\r\n\r\n", 204),
+        ("GET //x/..//mo%76ed HTTP/1.1\r\nHost: h\r\n\r\n", 403),
+        (f"GET {padding}/..%00/small HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET /%2e/moved HTTP/1.1\r\nHost: h\r\nX: y\r\n\r\n", 403),
+    ]
+    for size in (1 << 20, 4096, 1021, 97):
+        data = "".join(text for text, _ in kinds * 4).encode()
+        with connect(address) as client:
+            for at in range(0, len(data), size):
+                client.send(data[at : at + size])
+            assert [client.read_response().status for _ in kinds * 4] == [status for _, status in kinds * 4]
+
+
+def test_nginx_serves_nothing_denied_however_it_is_spelled(serve: Serve, nginx: Nginx, pki: Pki) -> None:
+    """The same connections ask for the denied resource in every spelling that nginx itself resolves to it."""
+    config, address = config_of(pki, nginx.port, {"deny": [{"paths": ["/small"]}]}, protocol="http")
+    serve(config)
+    plain = "/small"
+    spelled = [
+        plain[:at] + f"%{ord(plain[at]):{form}}" + plain[at + 1 :]
+        for at in range(1, 6)
+        for form in ("02x", "02X")
+    ]
+    spelled += [
+        "//small",
+        "/./small",
+        "/x/../small",
+        "/x/%2e%2E/small",
+        "/..//small",
+        "/x%2f..%2fsmall",
+        "/%2fsmall",
+    ]
+    spelled += [
+        "/x/%252e%252e/small",
+        "http://h/small",
+        "HTTP://H:80//small",
+        "/small?",
+        "/small?/../x",
+        "/small%00",
+    ]
+    spelled += [
+        "/small%3f",
+        "/small#x",
+        "/small/",
+        "/small/.",
+        "/small/x/..",
+        "/small;x",
+        "\\small",
+        "/x\\..\\small",
+    ]
+    with contextlib.ExitStack() as stack:
+        for target in spelled:
+            client = stack.enter_context(connect(address))
+            client.send(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert b"from nginx" not in client.read_response().body, target

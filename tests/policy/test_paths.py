@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -122,7 +123,7 @@ def test_normal_form_is_a_fixed_point(path: str, keep: bool) -> None:
         assert not {b".", b".."} & set(normal.split(b"/"))
 
 
-DETOURS = ("/", "/.", "/y/..", "/y/%2e%2E", "/%2e", "/z/../", "/;p", "/q/..;p")
+DETOURS = ("/", "/.", "/y/..", "/y/%2e%2E", "/%2e", "/z/../", "/;p", "/q/..;p", "/;%2fp", "/;%3bp")
 
 
 @st.composite
@@ -139,7 +140,7 @@ def spelling(draw: st.DrawFn, paths: tuple[str, ...] = DENIED) -> str:
             out += (
                 f"%{ord(character):02x}" if how == 1 else f"%{ord(character):02X}" if how == 2 else character
             )
-        out += draw(st.sampled_from(("", "", "", ";a=b", ";", "%3Bx")))
+        out += draw(st.sampled_from(("", "", "", ";a=b", ";", "%3Bx", ";%2fq", ";x%5Cq", "%3fx", "%23")))
     if not out.startswith(("/", "\\", "%")):
         out = "/" + out
     return out if out.startswith("/") else "/" + out
@@ -154,6 +155,7 @@ def readings(target: str) -> set[str]:
             plain = unquote_to_bytes(text).decode("latin-1")
             for last in (plain, bare(plain), plain.replace("\\", "/"), bare(plain).replace("\\", "/")):
                 found |= {last, resolved(last), resolved(bare(resolved(last)))}
+                found.add(resolved(re.split("[?#]", last)[0]))
     return found
 
 

@@ -83,6 +83,8 @@ cdef class Engine:
         self.rows = []
         memset(&self.conf, 0, sizeof(ListenerConf))
         memset(&self.service, 0, sizeof(Service))
+        self.service.name.ptr = b"app"
+        self.service.name.len = 3
         listener = listener or {}
         self.conf.policy = load_policy(self.w, self.s, self._numbered(listener))
         self.service.policy = load_policy(self.w, self.s, self._numbered(service or {}))

@@ -20,7 +20,7 @@ from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, Queue, buf_drop, buf_get,
 from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_NOT_ALLOWED, R_DOWNSTREAM_CLOSED, R_INTERNAL, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY,
+    R_CONNECT_NOT_ALLOWED, R_DENIED, R_DOWNSTREAM_CLOSED, R_INTERNAL, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY,
     R_NO_SERVICE, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
@@ -37,7 +37,7 @@ from fastmesh.core.traffic.counters cimport (
 )
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.traffic.snapshot cimport (
-    ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, Service, Snapshot, Text,
+    ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, Service, Snapshot, TLS_MESH, Text,
 )
 from fastmesh.core.wire.http1 cimport http1_parse_response
 from fastmesh.core.wire.message cimport (
@@ -336,6 +336,9 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
         exchange_fail(w, x, R_NO_SERVICE)
         return
     x.service.row.counters[S_ACTIVE] += 1
+    if fm_unlikely(conf.tls == TLS_MESH and x.identity == NULL):
+        exchange_fail(w, x, R_DENIED)           # it came before the listener asked for an identity
+        return
     if must_admit(conf, x.service):
         r = admit(&w.policy, conf, x.service, caller, w.loads, m, &x.decision)
         if r < 0:

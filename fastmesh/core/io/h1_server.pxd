@@ -34,6 +34,7 @@ from fastmesh.core.io.state cimport (
 from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
 from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
 from fastmesh.core.traffic.policy cimport PolicyFacts
+from fastmesh.core.traffic.snapshot cimport TLS_MESH
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (
     HTTP1_DATA, HTTP1_END, HTTP1_MORE, Http1Chunked, http1_chunked, http1_parse_trailers,
@@ -338,6 +339,8 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     h.expects = 1 if m.flags & MSG_EXPECT_CONTINUE else 0
     # A CONNECT that is refused: what its client has sent behind it was meant for the tunnel.
     h.keep_alive = 1 if m.flags & MSG_KEEP_ALIVE and m.method != M_CONNECT and not w.draining else 0
+    if fm_unlikely(l.conf.tls == TLS_MESH and not c.flags & C_TLS):
+        h.keep_alive = 0                        # a reload has ended plaintext here
     h.out_framing = FRAMING_NONE
     if fm_unlikely(m.flags & MSG_UPGRADE) and _offers_http(m):
         # Requests inside a tunnel would pass no rule and no route. The offer ends here (RFC 9110 7.8).

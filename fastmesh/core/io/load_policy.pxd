@@ -54,7 +54,8 @@ cdef inline int _cidr(Cidr *out, str text) except -1:
 
 cdef inline int _header(Snapshot *s, Policy *p, HeaderRule *out, dict d) except -1:
     cdef dict kinds = {"exact": HEADER_EXACT, "prefix": HEADER_PREFIX, "regex": HEADER_REGEX}
-    cdef bytes name = d["name"].lower().encode()
+    cdef bytes spelled = d["name"].lower().encode()
+    cdef bytes name = spelled.replace(b"_", b"-")
     cdef uint32_t at
     cdef uint32_t i
     for i in range(p.nnames):
@@ -72,6 +73,8 @@ cdef inline int _header(Snapshot *s, Policy *p, HeaderRule *out, dict d) except 
             at = (at + 1) & 255
         p.name_slots[at] = <uint8_t>(i + 1)
     out.name = i
+    _text(s, &out.spelled, spelled.decode())
+    p.underscores |= b"_" in spelled
     if d.get("present") is not None:
         out.kind = HEADER_PRESENT if d["present"] else HEADER_ABSENT
         return 0
@@ -273,8 +276,10 @@ cdef inline int _list(Worker *w, Snapshot *s, Policy *p, PolicyList *l, list rul
             _host_pattern(unless_hosts, one, i)
         if not paths or every:
             bits_set(&l.any_path, i)
-            if not d.get("not_paths"):
-                bits_set(&l.pathless, i)
+            # With CONNECT among its methods a rule speaks of that alone; else of what will come through the tunnel.
+            if not d.get("not_paths") and ("CONNECT" in (d.get("methods") or ()) or not any(
+                    [d.get(key) for key in ("headers", "not_headers", "not_methods")])):
+                bits_set(&l.tunnel, i)
         if r.when.nregexes:
             bits_set(&l.regex_path, i)
         if not _header_pattern(when_headers, &r.when, i):

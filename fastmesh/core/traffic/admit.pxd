@@ -6,7 +6,7 @@
 from libc.stdint cimport uint32_t
 from libc.string cimport memmove
 
-from fastmesh.core.base.reason cimport R_BAD_TARGET
+from fastmesh.core.base.reason cimport R_BAD_TARGET, R_DENIED
 from fastmesh.core.traffic.policy cimport (
     Decision, Policy, PolicyFacts, PolicyRequest, PolicyScratch, PolicyView, policy_judge, policy_judge_opaque,
     policy_request, policy_settle,
@@ -54,23 +54,23 @@ cdef inline int admit(PolicyScratch *s, const ListenerConf *conf, const Service 
                       uint32_t loads, Message *m, Decision *d) noexcept nogil:
     """0: the request may go on; else a negative reason."""
     cdef PolicyRequest q
+    cdef bint first
     cdef int r
     if (conf.normalize == NORMALIZE_ON or conf.policy != NULL and conf.policy.paths
             or service.policy != NULL and service.policy.paths):
         r = normalise(conf, m)
         if r < 0:
             return r
-    policy_request(&q, m)
+    policy_request(&q, m, &service.name)
     if conf.policy != NULL:
         r = policy_judge(s, conf.policy, _view(conf.policy, &caller.facts, loads, &caller.listener), &q, d)
         if r < 0:
             return r
     if service.policy != NULL:
-        d.service = d.verdict <= 1             # an audited refusal of the listener's stays noted
+        first = d.verdict <= 1                 # an audited refusal of the listener's stays noted
         r = policy_judge(s, service.policy, _view(service.policy, &caller.facts, loads, &caller.service), &q, d)
-        if r < 0:
-            d.service = True
-            return r
+        d.service = r == -R_DENIED or (r == 0 and first)
+        return r
     return 0
 
 

@@ -8,9 +8,9 @@
 # Nothing here errs on the wrong side. Each condition is asked strictly (it surely holds) where holding lets the
 # request through, and loosely (it may hold) where holding refuses it: the conditions of an allow rule and the
 # not_ forms of a deny rule are strict, the others loose. Strict and loose differ for paths (wire/path.pxd: a
-# loose one is also compared as a reader would see it that decodes everything or drops ";parameters"), for
-# regexes that hit their limit, for headers that are repeated, and for what a tunnel (CONNECT, opaque bytes)
-# does not show.
+# loose one is also compared as a reader would see it that decodes everything, drops ";parameters" or takes an
+# escaped "?" for one), for regexes that hit their limit, for headers that are repeated, lists, or spelled with
+# other dashes, and for what a tunnel (CONNECT, opaque bytes) does not show.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -20,6 +20,7 @@ from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.reason cimport R_BAD_HOST, R_DENIED
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.sys.pcre2 cimport *
+from fastmesh.core.sys.posix cimport AF_INET6, inet_ntop, inet_pton
 from fastmesh.core.traffic.counters cimport A_ALLOWED, A_AUDITED, A_DENIED, RuleRow
 from fastmesh.core.traffic.text_index cimport (
     BITS_WORDS, Bits, INDEX_TEXT, Text, TextIndex, bits_any, bits_has, index_find, index_slot, index_step,
@@ -34,6 +35,8 @@ cdef enum:
     REGEX_MATCH_LIMIT = 10000 # steps of one regex; a text of 16 KiB needs about one a byte
     REGEX_DEPTH_LIMIT = 250
     REGEX_HEAP_KIB = 256
+    PATH_FORMS = 8            # ways of reading one path
+    HEADER_MEMBERS = 128      # most members of a list in one header that are looked at
 
 cdef enum:  # Verdict
     NO_VERDICT = 0            # there are no rules
@@ -54,6 +57,7 @@ cdef struct Cidr:
 
 cdef struct HeaderRule:
     uint32_t name             # index into Policy.names
+    Text spelled              # the name as the rule has it, in lower case
     uint8_t kind              # enum HeaderKind
     Text value
     pcre2_code *regex
@@ -89,8 +93,8 @@ cdef struct PolicyList:
     PolicyRule *rules
     Bits method[10]           # enum Method: rules that may hold for it
     Bits opaque               # rules without http
-    Bits pathless             # rules that ask nothing about the path ...
-    Bits any_path             # ... that have no pattern it must match
+    Bits tunnel               # rules that hold for whatever goes through a tunnel
+    Bits any_path             # rules that have no pattern the path must match ...
     Bits regex_path           # ... that have regexes it may match instead
     Bits any_host
     Bits any_header
@@ -109,7 +113,8 @@ cdef struct Policy:
     PolicyList deny
     RuleRow *row              # what no rule decided
     uint32_t nnames
-    Text names[64]      # POLICY_NAMES, in lower case
+    Text names[64]            # POLICY_NAMES, in lower case, with "-" for "_"
+    uint8_t underscores       # a rule has a name with one
     uint8_t name_slots[256]   # open addressing: name + 1
     uint64_t name_lengths     # bit n: a name has n bytes (63: or more)
     Policy *next              # of the same snapshot
@@ -129,8 +134,7 @@ cdef struct PolicyView:       # the rules of a policy that a connection can meet
 cdef struct PolicyScratch:    # a worker's: what deciding needs room for
     pcre2_match_data *data
     pcre2_match_context *context
-    char *decoded             # MAX_LINE bytes each
-    char *bare
+    char *forms               # 4 * MAX_LINE bytes
     uint64_t *limits          # counts regexes that hit their limit
     bint spent                # one did: this request's others are not tried
 
@@ -140,15 +144,20 @@ cdef struct Decision:
     uint8_t audit             # DENIED, but let through
     uint8_t service           # the service's rules decided, not the listener's
 
+cdef struct PathForm:
+    const char *text
+    size_t len
+
 cdef struct PolicyRequest:    # a request as rules look at it, worked out when first asked for
     const Message *m
+    const char *authority     # of the Host that is forwarded
+    size_t authority_len
     const char *path          # normal form, without the query
     size_t path_len
-    size_t decoded_len
-    size_t bare_len           # 0: as decoded
-    const char *decoded
-    uint8_t forms             # the two above have been worked out
+    PathForm forms[8]         # PATH_FORMS: the path as others may read it
+    uint8_t nforms            # 0: not worked out yet
     uint8_t tunnel            # CONNECT: what will come is not seen
+    uint8_t underscores       # a field that rules look at has one in its name
     uint8_t host_known
     uint8_t headers_known
     uint32_t host_len
@@ -165,11 +174,10 @@ cdef inline int policy_scratch_init(PolicyScratch *s, uint64_t *limits) noexcept
     if s.data != NULL:
         return 0
     s.limits = limits
-    s.decoded = <char *>malloc(MAX_LINE)
-    s.bare = <char *>malloc(MAX_LINE)
+    s.forms = <char *>malloc(4 * MAX_LINE)
     s.context = pcre2_match_context_create(NULL)
     s.data = pcre2_match_data_create(1, NULL)
-    if s.decoded == NULL or s.bare == NULL or s.context == NULL or s.data == NULL:
+    if s.forms == NULL or s.context == NULL or s.data == NULL:
         policy_scratch_free(s)
         return -1
     pcre2_set_match_limit(s.context, REGEX_MATCH_LIMIT)
@@ -181,8 +189,7 @@ cdef inline int policy_scratch_init(PolicyScratch *s, uint64_t *limits) noexcept
 cdef inline void policy_scratch_free(PolicyScratch *s) noexcept nogil:
     pcre2_match_data_free(s.data)
     pcre2_match_context_free(s.context)
-    free(s.decoded)
-    free(s.bare)
+    free(s.forms)
     memset(s, 0, sizeof(PolicyScratch))
 
 
@@ -283,49 +290,101 @@ cdef inline void policy_settle(const Policy *p, const PolicyFacts *f, uint32_t a
 
 # ---------------------------------------------------------------- a request
 
-cdef inline void policy_request(PolicyRequest *q, const Message *m) noexcept nogil:
+cdef inline void policy_request(PolicyRequest *q, const Message *m, const Text *service) noexcept nogil:
+    """`service`: its name, which is what the endpoint gets as Host where the request has none (HTTP/1.0)."""
     q.m = m
+    q.authority = m.base + m.authority.at
+    q.authority_len = m.authority.len
+    if m.authority.len == 0:
+        q.authority = service.ptr
+        q.authority_len = service.len
     q.path = m.base + m.path.at
     q.path_len = path_length(q.path, m.path.len)
     q.tunnel = m.method == M_CONNECT
-    q.forms = 0
+    q.nforms = 0
     q.host_known = 0
     q.names_of = NULL
-    if q.path_len == 0 and m.path.len > 0:
-        q.path = b"/"                          # a query alone: the empty path is "/" (RFC 9110 4.2.3)
+    if q.path_len == 0 and not q.tunnel:       # what http1_write_request_line makes of it:
+        q.path = b"/" if m.path.len > 0 else b"*"     # RFC 9110 4.2.3: a query alone; RFC 9112 3.2.4: OPTIONS
         q.path_len = 1
 
 
-cdef inline void _forms(PolicyScratch *s, PolicyRequest *q) noexcept nogil:
-    """The path as other readers may see it."""
+cdef inline void _form(PolicyRequest *q, const char *text, size_t n) noexcept nogil:
+    """One more reading; and as who decodes before looking for the query reads it."""
+    cdef size_t i = 0
+    q.forms[q.nforms].text = text
+    q.forms[q.nforms].len = n
+    q.nforms += 1
+    while i < n and text[i] != c'?' and text[i] != c'#':
+        i += 1
+    if i < n:
+        q.forms[q.nforms].text = text
+        q.forms[q.nforms].len = i
+        q.nforms += 1
+
+
+cdef inline bint _has(const char *text, size_t n, char c) noexcept nogil:
     cdef size_t i
-    cdef bint escaped = False
-    cdef bint parameters = False
-    if q.forms:
+    for i in range(n):
+        if text[i] == c:
+            return True
+    return False
+
+
+cdef inline void _forms(PolicyScratch *s, PolicyRequest *q) noexcept nogil:
+    """The path as other readers may see it: decoded, without parameters, or both in either order."""
+    cdef const char *text = q.path
+    cdef char *out = s.forms
+    cdef size_t n = q.path_len
+    cdef bint escaped
+    cdef bint parameters
+    if q.nforms:
         return
-    q.forms = 1
-    for i in range(q.path_len):
-        escaped |= q.path[i] == c'%'
-        parameters |= q.path[i] == c';'
-    q.decoded = q.path
-    q.decoded_len = q.path_len
-    q.bare_len = 0
+    escaped = _has(text, n, c'%')
+    parameters = _has(text, n, c';')
     if escaped:
-        q.decoded_len = path_decoded(q.path, q.path_len, s.decoded)
-        q.decoded = s.decoded
-        for i in range(q.decoded_len):
-            parameters |= q.decoded[i] == c';'
-    if parameters:
-        q.bare_len = path_bare(q.decoded, q.decoded_len, s.bare)
+        n = path_decoded(text, n, out)
+        text = out
+        out += MAX_LINE
+    _form(q, text, n)
+    if _has(text, n, c';'):
+        _form(q, out, path_bare(text, n, out))
+        out += MAX_LINE
+    if escaped and parameters:                 # an escaped slash or ";" within parameters makes a difference
+        n = path_bare(q.path, q.path_len, out)
+        n = path_decoded(out, n, out)
+        _form(q, out, n)
+        if _has(out, n, c';'):
+            _form(q, out + MAX_LINE, path_bare(out, n, out + MAX_LINE))
+
+
+cdef inline bint host_v6_plain(const char *p, size_t n) noexcept nogil:
+    """Is "[v6]" in the one form that patterns have? An IPv4 address within IPv6 has none."""
+    cdef char text[48]
+    cdef unsigned char address[16]
+    cdef size_t i
+    if n < 4 or n - 2 >= sizeof(text):
+        return False
+    memcpy(text, p + 1, n - 2)
+    text[n - 2] = 0
+    if inet_pton(AF_INET6, text, address) != 1 or inet_ntop(AF_INET6, address, text, sizeof(text)) == NULL:
+        return False
+    i = 0
+    while text[i] != 0:
+        if text[i] == c'.':
+            return False
+        i += 1
+    return i == n - 2 and _same_name(text, p + 1, n - 2)
 
 
 cdef inline int _host(PolicyRequest *q) noexcept nogil:
     """The host backwards and in lower case, without port and trailing dot; a long one without its beginning.
 
-    0, or -R_BAD_HOST: part of it is percent-encoded, so that readers differ about it.
+    0, or -R_BAD_HOST: part of it is percent-encoded, or it is an IPv6 address that is not written as RFC 5952
+    has it, so that readers differ about it.
     """
-    cdef const char *p = q.m.base + q.m.authority.at
-    cdef size_t n = q.m.authority.len
+    cdef const char *p = q.authority
+    cdef size_t n = q.authority_len
     cdef size_t i
     cdef unsigned char c
     if q.host_known:
@@ -336,6 +395,8 @@ cdef inline int _host(PolicyRequest *q) noexcept nogil:
         while i < n and p[i] != c']':
             i += 1
         n = i + 1 if i < n else n
+        if not host_v6_plain(p, n):
+            return -R_BAD_HOST
     else:
         i = 0
         while i < n and p[i] != c':':
@@ -354,7 +415,8 @@ cdef inline int _host(PolicyRequest *q) noexcept nogil:
 
 
 cdef inline void _headers(const Policy *p, PolicyRequest *q) noexcept nogil:
-    """Where the fields are that the rules look at."""
+    """Where the fields are that the rules look at. Names that differ in "-" and "_" only are one here: to readers
+    that make variables of them (CGI, RFC 3875 4.1.18) they are."""
     cdef const Field *f
     cdef const char *name
     cdef uint32_t i = q.m.nfields
@@ -362,8 +424,10 @@ cdef inline void _headers(const Policy *p, PolicyRequest *q) noexcept nogil:
     cdef uint32_t at
     cdef uint32_t h
     cdef unsigned char c
+    cdef uint8_t underscores
     cdef const Text *known
     q.names_of = p
+    q.underscores = p.underscores
     memset(q.first, 0, p.nnames)
     while i > 0:
         i -= 1
@@ -372,35 +436,86 @@ cdef inline void _headers(const Policy *p, PolicyRequest *q) noexcept nogil:
             continue
         name = q.m.base + f.at
         h = 2166136261
+        underscores = 0
         for k in range(f.name_len):
             c = <unsigned char>name[k]
-            h = index_step(h, <char>(c | 0x20 if 65 <= c <= 90 else c))
+            underscores |= c == c'_'
+            h = index_step(h, _folded(c))
         at = index_slot(h, 255)
         while p.name_slots[at] != 0:
             known = &p.names[p.name_slots[at] - 1]
-            if known.len == f.name_len and _same_name(known.ptr, name, f.name_len):
+            if known.len == f.name_len and _alike(known.ptr, name, f.name_len):
+                q.underscores |= underscores
                 q.following[i] = q.first[p.name_slots[at] - 1]
                 q.first[p.name_slots[at] - 1] = <uint8_t>(i + 1)
                 break
             at = (at + 1) & 255
 
 
-cdef inline void _find_headers(const TextIndex *t, const Policy *p, const PolicyRequest *q, Bits *found) noexcept nogil:
+cdef inline bint _member(const char *value, uint32_t n, uint32_t *at, uint32_t *start, uint32_t *length) noexcept nogil:
+    """The next member of a list, from `at` on (RFC 9110 5.6.1); False: there is none."""
+    cdef uint32_t i = at[0]
+    cdef uint32_t end
+    while i < n and (value[i] == c' ' or value[i] == c'\t' or value[i] == c','):
+        i += 1
+    end = i
+    while end < n and value[end] != c',':
+        end += 1
+    at[0] = end
+    start[0] = i
+    while end > i and (value[end - 1] == c' ' or value[end - 1] == c'\t'):
+        end -= 1
+    length[0] = end - i
+    return end > i
+
+
+cdef inline void _find_header(const TextIndex *t, char *text, const char *value, uint32_t n, Bits *found) noexcept nogil:
+    memcpy(text + 1, value, n if n < t.longest else t.longest)
+    index_find(t, text, n + 1, 0, False, found)
+
+
+cdef inline void _find_headers(const TextIndex *t, const Policy *p, const PolicyRequest *q, bint deny,
+                               Bits *found) noexcept nogil:
     """The rules that one header at least speaks for: few are left to be looked at one by one."""
     cdef char text[INDEX_TEXT + 2]
     cdef const Field *f
+    cdef const char *value
     cdef uint32_t i
     cdef uint32_t at
+    cdef uint32_t k
+    cdef uint32_t start
     cdef uint32_t n
+    cdef uint32_t members
     for i in range(p.nnames):
         at = q.first[i]
         text[0] = <char>i
         while at != 0:
             f = &q.m.fields[at - 1]
             at = q.following[at - 1]
-            n = f.value_len if f.value_len < t.longest else t.longest
-            memcpy(text + 1, q.m.base + f.value_at, n)
-            index_find(t, text, f.value_len + 1, 0, False, found)
+            value = q.m.base + f.value_at
+            _find_header(t, text, value, f.value_len, found)
+            if not deny or not _has(value, f.value_len, c','):
+                continue
+            k = 0
+            members = 0
+            while _member(value, f.value_len, &k, &start, &n):
+                members += 1
+                if members > HEADER_MEMBERS:
+                    memset(found, 0xFF, sizeof(Bits))
+                    return
+                _find_header(t, text, value + start, n, found)
+
+
+cdef inline char _folded(unsigned char c) noexcept nogil:
+    return <char>(c | 0x20 if 65 <= c <= 90 else c'-' if c == c'_' else c)
+
+
+cdef inline bint _alike(const char *folded, const char *name, size_t n) noexcept nogil:
+    cdef size_t i
+    for i in range(n):
+        if folded[i] != _folded(<unsigned char>name[i]):
+            return False
+    return True
 
 
 cdef inline bint _same_name(const char *lower, const char *name, size_t n) noexcept nogil:
@@ -430,16 +545,16 @@ cdef inline bint _regex(PolicyScratch *s, const pcre2_code *code, const char *te
 
 cdef inline bint _path_regexes(PolicyScratch *s, const Conditions *c, PolicyRequest *q, bint strict) noexcept nogil:
     cdef uint32_t i
+    cdef uint32_t k
     for i in range(c.nregexes):
         if _regex(s, c.regexes[i], q.path, q.path_len, strict):
             return True
         if strict:
             continue
         _forms(s, q)
-        if q.decoded != q.path and _regex(s, c.regexes[i], q.decoded, q.decoded_len, False):
-            return True
-        if q.bare_len > 0 and _regex(s, c.regexes[i], s.bare, q.bare_len, False):
-            return True
+        for k in range(q.nforms):
+            if q.forms[k].text != q.path and _regex(s, c.regexes[i], q.forms[k].text, q.forms[k].len, False):
+                return True
     return False
 
 
@@ -452,11 +567,35 @@ cdef inline bint _method_named(const Conditions *c, const Message *m) noexcept n
     return False
 
 
+cdef inline bint _value_met(PolicyScratch *s, const HeaderRule *h, const char *value, uint32_t n,
+                            bint strict) noexcept nogil:
+    if h.kind == HEADER_EXACT:
+        return n == h.value.len and memcmp(value, h.value.ptr, n) == 0
+    if h.kind == HEADER_PREFIX:
+        return n >= h.value.len and memcmp(value, h.value.ptr, h.value.len) == 0
+    return h.kind == HEADER_REGEX and _regex(s, h.regex, value, n, strict)
+
+
+cdef inline bint _some_member(PolicyScratch *s, const HeaderRule *h, const char *value, uint32_t n) noexcept nogil:
+    """A list in one field is the same as a field for each of its members (RFC 9110 5.3): one is enough."""
+    cdef uint32_t at = 0
+    cdef uint32_t start
+    cdef uint32_t length
+    cdef uint32_t members = 0
+    if h.kind < HEADER_EXACT or not _has(value, n, c','):
+        return False
+    while _member(value, n, &at, &start, &length):
+        members += 1
+        if members > HEADER_MEMBERS or _value_met(s, h, value + start, length, False):
+            return True
+    return False
+
+
 cdef inline bint _header(PolicyScratch *s, const HeaderRule *h, const PolicyRequest *q, bint strict) noexcept nogil:
     """Strictly: every field of that name that goes on has such a value, and there is one. Loosely: one has."""
     cdef uint32_t at = q.first[h.name]
     cdef uint32_t all = 0
-    cdef uint32_t gone = 0                     # fields that end here: named by Connection
+    cdef uint32_t gone = 0                     # that may be none: named by Connection, or with another dash
     cdef uint32_t met = 0
     cdef const Field *f
     cdef const char *value
@@ -465,13 +604,11 @@ cdef inline bint _header(PolicyScratch *s, const HeaderRule *h, const PolicyRequ
         at = q.following[at - 1]
         value = q.m.base + f.value_at
         all += 1
-        gone += f.flags & FIELD_HOP
-        if h.kind == HEADER_EXACT:
-            met += f.value_len == h.value.len and memcmp(value, h.value.ptr, h.value.len) == 0
-        elif h.kind == HEADER_PREFIX:
-            met += f.value_len >= h.value.len and memcmp(value, h.value.ptr, h.value.len) == 0
-        elif h.kind == HEADER_REGEX:
-            met += _regex(s, h.regex, value, f.value_len, strict)
+        if f.flags & FIELD_HOP or (q.underscores and not _same_name(h.spelled.ptr, q.m.base + f.at, f.name_len)):
+            gone += 1
+        if _value_met(s, h, value, f.value_len, strict) or (
+                not strict and _some_member(s, h, value, f.value_len)):
+            met += 1
     if h.kind == HEADER_ABSENT:
         return all == 0 if strict else all == gone
     if h.kind == HEADER_PRESENT:
@@ -524,7 +661,7 @@ cdef inline int _find(PolicyScratch *s, const Policy *p, const PolicyList *l, co
         if q.names_of != p:
             _headers(p, q)
         memset(&strict, 0, sizeof(Bits))
-        _find_headers(&l.headers_in, p, q, &strict)
+        _find_headers(&l.headers_in, p, q, l.deny, &strict)
         for k in range(BITS_WORDS):
             left.w[k] &= strict.w[k] | l.any_header.w[k]
         if not bits_any(&left):
@@ -540,21 +677,20 @@ cdef inline int _find(PolicyScratch *s, const Policy *p, const PolicyList *l, co
             index_find(&l.hosts_out, q.host, q.host_len, 0, False, &loose)
         for k in range(BITS_WORDS):
             left.w[k] &= (strict.w[k] | l.any_host.w[k]) & ~loose.w[k]
-    if l.paths:
-        if q.tunnel:
-            if not l.deny:
-                for k in range(BITS_WORDS):
-                    left.w[k] &= l.pathless.w[k]
-        elif bits_any(&left):
+    if q.tunnel:
+        if not l.deny:
+            for k in range(BITS_WORDS):
+                left.w[k] &= l.tunnel.w[k]
+    elif l.paths:
+        if bits_any(&left):
             memset(&strict, 0, sizeof(Bits))
             memset(&loose, 0, sizeof(Bits))
             if l.strict.count:
                 index_find(&l.strict, q.path, q.path_len, c'/', False, &strict)
             if l.loose.count:
                 _forms(s, q)
-                index_find(&l.loose, q.decoded, q.decoded_len, c'/', True, &loose)
-                if q.bare_len > 0:
-                    index_find(&l.loose, s.bare, q.bare_len, c'/', True, &loose)
+                for i in range(q.nforms):
+                    index_find(&l.loose, q.forms[i].text, q.forms[i].len, c'/', True, &loose)
             found = &loose if l.deny else &strict
             out = &strict if l.deny else &loose
             for k in range(BITS_WORDS):

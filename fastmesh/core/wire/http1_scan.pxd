@@ -157,8 +157,21 @@ cdef inline uint8_t _short_id(const char *p, size_t n) noexcept nogil:
     return F_OTHER
 
 
+cdef inline uint8_t _underscored_id(const char *p, size_t n) noexcept nogil:
+    """The FieldId of p[:n], at most 23 bytes, with "-" for every "_"."""
+    cdef char name[24]
+    cdef size_t i
+    for i in range(n):
+        name[i] = c"-" if p[i] == c"_" else p[i]
+    return http1_field_id(name, n)
+
+
 cdef inline uint8_t http1_field_id(const char *p, size_t n) noexcept nogil:
-    """The FieldId of the valid field name p[:n]; the length decides which one, two or three it can be."""
+    """The FieldId of the valid field name p[:n]; the length decides which one, two or three it can be.
+
+    With underscores in it X-Forwarded-Client-Cert (or -For, -Host, -Proto) is the same field: applications that
+    make variables of names (CGI, WSGI: RFC 3875 4.1.18) would take one for the other.
+    """
     cdef uint64_t head, tail
     if n < 8:
         return _short_id(p, n)
@@ -206,4 +219,6 @@ cdef inline uint8_t http1_field_id(const char *p, size_t n) noexcept nogil:
         if (head == fm_load64(b"x-forwar") and _low8(p + 8) == fm_load64(b"ded-clie")
                 and tail == fm_load64(b"ent-cert")):
             return F_X_FORWARDED_CLIENT_CERT
+    if 15 <= n <= 23 and (p[0] | 0x20) == c"x" and (p[1] == c"_" or p[11] == c"_" or n > 18 and p[18] == c"_"):
+        return _underscored_id(p, n)
     return F_OTHER
