@@ -25,7 +25,6 @@ from kit.fixtures import (  # noqa: E402, F401
 )
 from kit.limits import SANITIZED  # noqa: E402
 
-
 # No code of the core runs in these: a sanitizer has nothing to look at, and makes them slow.
 collect_ignore = ["certs"] if SANITIZED else []
 
