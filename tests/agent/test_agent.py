@@ -181,7 +181,9 @@ def test_the_access_log_goes_to_the_file(agent: Agent) -> None:
     append_log(agent.area_fd, log_record(path="/a"), log_record(path="/b"))
     wait_until(lambda: path.exists() and len(path.read_text().splitlines()) == 2, "two lines")
     assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == ["/a", "/b"]
-    assert "fastmesh_access_log_records_total 2.0" in agent.get("/metrics").text
+    wait_until(
+        lambda: "fastmesh_access_log_records_total 2.0" in agent.get("/metrics").text, "both to be counted"
+    )
 
     path.rename(agent.directory / "access.log.1")
     agent.signal(signal.SIGUSR1)
