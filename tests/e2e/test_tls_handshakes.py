@@ -175,7 +175,7 @@ def latencies(client: Conn, worker: int, count: int) -> tuple[list[float], list[
 
 
 def test_a_flood_of_handshakes_does_not_stall_requests(serve: Serve, upstream: Serving, pki: Pki) -> None:
-    """A request waits for one step of a handshake a turn at most, however many clients shake hands."""
+    """Every request on an established connection is answered while many clients shake hands."""
     config = inbound(pki, upstream(answering(b"yes")).address[1])
     proxy, address = serve(config), address_of(config)
     (worker,) = proxy.worker_pids()
