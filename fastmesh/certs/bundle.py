@@ -56,8 +56,12 @@ def jwks(pki: Path) -> str:
     """The own bundle as a JWK Set. Raises PkiError."""
     layout = Layout(pki)
     with failures(f"the bundle in {pki} cannot be read"):
-        text = _text_of(layout)
-        number = trust.sequence(layout, text)
+        while True:
+            text = _text_of(layout)
+            number = trust.sequence(layout, text)
+            # Without the lock: who reads need not be allowed to write. Both are of one moment, then.
+            if _text_of(layout) == text:
+                break
         keys = [_jwk(root) for root in _parsed(layout, text)]
     return json.dumps(
         {"keys": keys, "spiffe_sequence": number, "spiffe_refresh_hint": REFRESH_HINT}, indent=2
@@ -90,10 +94,12 @@ def federate(
         for domain, path in add.items():
             if spiffe.trust_domain(domain) == own:
                 raise PkiError(f"{own} is this authority's own trust domain")
-            made[domain] = _usable(parse(_text(path), str(path)), ours, str(path), moment)
+            made[domain] = _usable(parse(_text(path), str(path)), domain, ours, str(path), moment)
         there = trust.read_federated(layout)
+        # What a kill left in entries is removed by the same command again.
+        left = trust.published_domains(layout) if remove else set()
         for domain in remove:
-            if domain not in there:
+            if domain not in there and domain not in left:
                 known = ", ".join(there) or "none"
                 raise PkiError(f"the trust domain {domain} is not federated; these are: {known}")
         if made:
@@ -110,19 +116,31 @@ def parse(text: str, where: str) -> list[x509.Certificate]:
     """The certificates in a bundle, PEM or JWK Set. Raises PkiError."""
     try:
         if not text.lstrip().startswith("{"):
-            return [x509.load_pem_x509_certificate(one.encode()) for one in proof.certificates(text, where)]
+            return [
+                _whole(x509.load_pem_x509_certificate(one.encode()))
+                for one in proof.certificates(text, where)
+            ]
         keys = json.loads(text)["keys"]
         used = [key for key in keys if key.get("use") == _USE and key.get("x5c")]
         # All but the first certificate of a key are to be ignored (X.509-SVID, 6.2).
         return [
-            x509.load_der_x509_certificate(base64.b64decode(key["x5c"][0], validate=True)) for key in used
+            _whole(x509.load_der_x509_certificate(base64.b64decode(key["x5c"][0], validate=True)))
+            for key in used
         ]
     except (*UNREADABLE, LookupError, AttributeError, binascii.Error, RecursionError):
         raise PkiError(f"{where} holds no trust bundle that can be read, neither PEM nor a JWK Set") from None
 
 
-def _usable(found: list[x509.Certificate], ours: set[x509.Certificate], where: str, now: float) -> str:
-    """The roots that are worth keeping, in PEM form."""
+def _whole(root: x509.Certificate) -> x509.Certificate:
+    """The same certificate, of which everything can be asked. Raises what `UNREADABLE` names."""
+    start_of(root), end_of(root), root.public_key(), root.subject, list(root.extensions)
+    return root
+
+
+def _usable(
+    found: list[x509.Certificate], domain: str, ours: set[x509.Certificate], where: str, now: float
+) -> str:
+    """The roots that are worth keeping, in PEM form, as sidecars will be able to read them."""
     if not found:
         raise PkiError(f"{where} holds no key for X.509-SVIDs")
     kept = []
@@ -136,6 +154,9 @@ def _usable(found: list[x509.Certificate], ours: set[x509.Certificate], where: s
         if any(root.public_key() == one.public_key() for one in ours):
             # It could speak for both (Trust Domain and Bundle, section 6: keys are not to be shared).
             raise PkiError(f"{where} holds a root of this trust domain itself")
+        # X.509-SVID standard, section 3.2: a CA may have the id of its trust domain.
+        if (named := trust.domain_of(root)) not in (None, domain):
+            raise PkiError(f"{where} holds a root of the trust domain {named}, not of {domain}")
         if end_of(root) >= now:
             kept.append(root)
     if not kept:
@@ -150,7 +171,10 @@ def _usable(found: list[x509.Certificate], ours: set[x509.Certificate], where: s
         raise PkiError(
             f"the bundle in {where} is valid from {proof.when(start_of(first))} only", "set the clock"
         )
-    return "".join(map(pem, dict.fromkeys(kept)))
+    text = "".join(map(pem, dict.fromkeys(kept)))
+    # Before it is trusted, as it is judged when it is read: a file that is not would stop everything.
+    proof.check_roots(text, where)
+    return text
 
 
 def _text(path: Path) -> str:

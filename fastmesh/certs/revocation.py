@@ -62,7 +62,9 @@ def _find(pki: Path, what: str, entries: list[record.Entry], now: float) -> list
             raise PkiError(f"no certificate of {what} is valid any more: there is nothing to revoke")
         return alive
     digits = what.replace(":", "").lower()
-    found = [entry for entry in entries if entry.serial.startswith(digits)]
+    # A whole number without the zeros that it begins with, as OpenSSL prints it, is one too.
+    whole = digits.zfill(32)
+    found = [entry for entry in entries if entry.serial.startswith(digits) or entry.serial == whole]
     if not _SERIAL.fullmatch(digits) or not found:
         raise PkiError(
             f"no workload and no serial number {what!r} is on record",

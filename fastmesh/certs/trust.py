@@ -10,6 +10,7 @@ there, because what an entry holds is compared, not remembered.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ from fastmesh.certs.store import (
     read_revoked,
     read_trust_domain,
 )
+from fastmesh.certs.store import read_federated as store_federated
 from fastmesh.certs.templates import serial_of
 
 _TRUST_FILES: Final = (BUNDLE, FEDERATED, REVOKED)
@@ -118,8 +120,11 @@ def read_denied(layout: Layout) -> list[Denied]:
 
 
 def write_denied(layout: Layout, denied: Iterable[Denied], now: float) -> None:
-    """Replaces the deny list; what is over is left out. The caller holds the lock."""
-    kept: list[dict[str, Any]] = [asdict(one) for one in denied if not _is_over(one, now)]
+    """Replaces the deny list. What is over is left out, unless it is what the workload still has: a
+    certificate that was revoked must not be renewed after its end either. The caller holds the lock."""
+    kept: list[dict[str, Any]] = [
+        asdict(one) for one in denied if not _is_over(one, now) or _may_have(layout, one)
+    ]
     files.replace(
         layout.revoked, json.dumps({"revoked": kept}, indent=1) + "\n", files.PUBLIC_MODE, layout.pki
     )
@@ -131,9 +136,11 @@ def write_bundle(layout: Layout, bundle: str) -> None:
     if before == bundle:
         return
     number = sequence(layout, before)
+    if not layout.sequence.exists():
+        # Counted before the first change: after a kill between the two below, it must not pass for none.
+        _count(layout, number, before)
     files.replace(layout.bundle, bundle, files.PUBLIC_MODE, layout.pki)
-    facts = {"sequence": number + 1, "bundle": _digest(bundle)}
-    files.replace(layout.sequence, json.dumps(facts) + "\n", files.PUBLIC_MODE, layout.pki)
+    _count(layout, number + 1, bundle)
 
 
 def sequence(layout: Layout, bundle: str) -> int:
@@ -168,17 +175,37 @@ def publish(layout: Layout, name: str, identity: Mapping[str, str], trust: Trust
 def republish(layout: Layout, trust: Trust, *, without: str | None = None) -> list[str]:
     """Gives every entry what is trusted now, and takes the certificate `without` (PEM) out of the chains.
 
-    Returns a remark for each entry that was left alone: unreadable, of another trust domain, or mounted from
-    elsewhere. The caller holds the lock.
+    Returns a remark for each entry that was left alone: unreadable, of another trust domain, not to be
+    changed by this user, or mounted from elsewhere. What the system refuses otherwise (disk full) is raised
+    once all the others have it: one entry must not keep a revocation from the rest. The caller holds the
+    lock.
     """
     domain = read_trust_domain(layout)
     remarks = []
+    refused: OSError | None = None
     for name in workloads(layout):
         try:
             _republish(layout, name, trust, domain, without)
         except PkiError as error:
             remarks.append(f"{layout.workload(name)} was left as it is: {error.problem}")
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                remarks.append(f"{layout.workload(name)} was left as it is: {reason(error)}")
+            else:
+                refused = refused or error
+    if refused is not None:
+        raise refused
     return remarks
+
+
+def published_domains(layout: Layout) -> set[str]:
+    """The other trust domains that some entry trusts, whatever the authority's files say by now."""
+    found: set[str] = set()
+    for name in workloads(layout):
+        with contextlib.suppress(OSError, PkiError):
+            text = files.read_entry(layout.workload(name), (FEDERATED,))[FEDERATED]
+            found |= store_federated(text, FEDERATED, "").keys()
+    return found
 
 
 def new_version(serial: str) -> str:
@@ -228,6 +255,25 @@ def domain_of(leaf: x509.Certificate) -> str | None:
 
 def _is_over(one: Denied, now: float) -> bool:
     return now > one.not_after + CLOCK_SKEW
+
+
+def _may_have(layout: Layout, one: Denied) -> bool:
+    """Whether a certificate is the one in the entry of its workload; yes if that cannot be read."""
+    if not _is_workload(one.workload):
+        return False
+    entry = layout.workload(one.workload)
+    try:
+        text = files.read_entry(entry, (CERTIFICATE,))[CERTIFICATE]
+        return serial_of(certificate(text, str(entry))) == one.serial
+    except FileNotFoundError:
+        return False
+    except (OSError, PkiError):
+        return True
+
+
+def _count(layout: Layout, number: int, bundle: str) -> None:
+    facts = {"sequence": number, "bundle": _digest(bundle)}
+    files.replace(layout.sequence, json.dumps(facts) + "\n", files.PUBLIC_MODE, layout.pki)
 
 
 def _is_workload(name: str) -> bool:

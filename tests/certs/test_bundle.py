@@ -136,6 +136,24 @@ def test_another_trust_domain(ca: Path, other: Path, tmp_path: Path, form: str) 
     assert "is not federated; these are: none" in again.stderr
 
 
+def test_a_bundle_that_sidecars_could_not_read_is_not_taken(ca: Path, other: Path, tmp_path: Path) -> None:
+    """Else nothing could be issued from then on."""
+    authority.issue(ca, "svc-a")
+    openssl(
+        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=odd",
+        "-keyout", tmp_path / "key", "-out", tmp_path / "odd.pem", "-addext", "keyUsage=digitalSignature",
+    )  # fmt: skip
+    for path, said in (
+        (tmp_path / "odd.pem", "odd.pem holds a certificate that is no CA's"),
+        (Layout(other).bundle, f"holds a root of the trust domain {OTHER}, not of third.example"),
+    ):
+        done = run("bundle", "--federate", f"third.example={path}", "--pki", ca)
+        assert (done.exit_code, done.stdout) == (5, "")
+        assert said in done.stderr
+    authority.issue(ca, "svc-a")
+    assert not load_identity(ca, "svc-a").federated
+
+
 def test_a_jwk_set_of_others(ca: Path, other: Path, tmp_path: Path) -> None:
     """Keys for other uses, without a certificate, or of kinds nobody knows are left out (X.509-SVID, 6.2)."""
     found = jwks(other)

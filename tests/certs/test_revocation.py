@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from kit.certs import Forge, plain
 
-from fastmesh.certs import authority, record, revocation, trust
+from fastmesh.certs import authority, files, record, revocation, templates, trust
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, KEY, REVOKED, Layout, PkiError, load_identity
 from fastmesh.cli import main
 
@@ -85,8 +88,53 @@ def test_an_entry_of_the_list_goes_when_its_certificate_would_have_expired(ca: P
         revocation.revoke(ca, ["svc-a"], now=now + 70)
     assert trust.read(Layout(ca), now + 70).revoked == (short.serial,), "a clock behind still believes it"
     assert trust.read(Layout(ca), now + 90).revoked == ()
+    authority.issue(ca, "svc-a", 3600)
     revocation.revoke(ca, [long.serial], now=now + 90)
     assert [one.serial for one in trust.read_denied(Layout(ca))] == [long.serial]
+
+
+def test_what_was_revoked_is_not_renewed_after_its_end(ca: Path) -> None:
+    """However often the list was written since: the agent tries again and again."""
+    now = time.time()
+    authority.issue(ca, "svc-a", 60)
+    authority.issue(ca, "svc-b", 3600)
+    revocation.revoke(ca, ["svc-a"])
+    revocation.revoke(ca, ["svc-b"], now=now + 200)
+    with pytest.raises(authority.NotRenewable, match="was revoked"):
+        authority.renew(ca, "svc-a", now=now + 201)
+    assert len(trust.read(Layout(ca), now + 201).revoked) == 1, "sidecars need it no more"
+
+
+def test_a_serial_as_openssl_prints_it(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_serial", lambda: 0x00C0FFEE << 64)
+    made = authority.issue(ca, "svc-a")
+    shown = f"{0x00C0FFEE << 64:X}"
+    assert [one.serial for one in revocation.revoke(ca, [shown]).denied] == [made.serial]
+
+
+def test_an_entry_that_cannot_be_written_keeps_nothing_from_the_others(
+    ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.write_entry
+    for name in ("svc-a", "svc-b"):
+        authority.issue(ca, name)
+
+    def write(number: int) -> None:
+        def refused(entry: Path, *rest: Any) -> None:
+            if entry.name == "svc-a":
+                raise OSError(number, os.strerror(number))
+            real(entry, *rest)
+
+        monkeypatch.setattr(files, "write_entry", refused)
+
+    write(errno.EACCES)
+    assert "svc-a was left as it is: Permission denied" in run("revoke", "svc-a", "--pki", ca).stderr
+    assert len(load_identity(ca, "svc-b").revoked) == 1
+    monkeypatch.setattr(files, "write_entry", real)
+    other = authority.issue(ca, "svc-x")
+    write(errno.EIO)
+    assert run("revoke", "svc-x", "--pki", ca).exit_code == 5
+    assert other.serial in load_identity(ca, "svc-b").revoked
 
 
 @pytest.mark.parametrize(
