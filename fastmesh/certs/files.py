@@ -136,6 +136,13 @@ def write_entry(entry: Path, files: Mapping[str, str], version: str) -> None:
         _remove_other_versions(entry)
 
 
+def tidy_entry(entry: Path) -> None:
+    """Removes what a writer that was killed after its last step left: versions, with their keys, that are
+    replaced. The caller holds the lock."""
+    _remove_other_versions(entry)
+    sync_directory(entry)
+
+
 def replace(path: Path, text: str, mode: int, stage_in: Path) -> None:
     """Writes a file that may exist: the old one or the new one is there, whole, at every moment.
 
@@ -170,10 +177,10 @@ def read_entry(entry: Path, names: Sequence[str], optional: Sequence[str] = ()) 
     for _ in range(100):
         fd = _open_version(entry)
         try:
-            found = {name: _read_at(fd, name, entry / name) for name in names}
+            found = {name: _read_in(fd, name, entry) for name in names}
             for name in optional:
                 with contextlib.suppress(FileNotFoundError):
-                    found[name] = _read_at(fd, name, entry / name)
+                    found[name] = _read_in(fd, name, entry)
             # A version that is being removed may have lost a file before it was looked for.
             if len(found) == len(names) + len(optional) or _is_current(entry, fd):
                 return found
@@ -186,11 +193,12 @@ def read_entry(entry: Path, names: Sequence[str], optional: Sequence[str] = ()) 
     raise PkiError(f"{entry} is being replaced all the time and cannot be read")
 
 
-def read_text(path: Path, limit: int | None = MAX_FILE) -> str:
-    """A text file of at most `limit` bytes. Raises as `read_entry`."""
+def read_text(path: Path, limit: int | None = MAX_FILE, *, private: bool = False) -> str:
+    """A text file of at most `limit` bytes; `private`: it is a key, whatever it is called. Raises as
+    `read_entry`."""
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _read_at(fd, path.name, path, limit)
+        return _read_at(fd, path.name, path, limit, private=private)
     finally:
         os.close(fd)
 
@@ -344,6 +352,16 @@ def _open_version(entry: Path) -> int:
     return os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def _read_in(version: int, name: str, entry: Path) -> str:
+    try:
+        return _read_at(version, name, entry / name)
+    except FileNotFoundError:
+        # A key that was never here (a signing request) is put beside the links, not into the version.
+        if not is_private(name) or _target(entry / name) is not None:
+            raise
+        return read_text(entry / name)
+
+
 def _is_current(entry: Path, fd: int) -> bool:
     try:
         now = _open_version(entry)
@@ -355,7 +373,9 @@ def _is_current(entry: Path, fd: int) -> bool:
         os.close(now)
 
 
-def _read_at(directory: int, name: str, path: Path, limit: int | None = MAX_FILE) -> str:
+def _read_at(
+    directory: int, name: str, path: Path, limit: int | None = MAX_FILE, *, private: bool = False
+) -> str:
     # O_NONBLOCK: a FIFO under this name must be an error, not a hang.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -373,7 +393,7 @@ def _read_at(directory: int, name: str, path: Path, limit: int | None = MAX_FILE
             )
         # Group read is let pass: that is how a service manager or Kubernetes (fsGroup) hands a key to a
         # service.
-        if is_private(name) and status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        if (private or is_private(name)) and status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             raise PkiError(
                 f"{path} holds a private key and has mode {stat.S_IMODE(status.st_mode):04o}: others can "
                 f"{'read' if status.st_mode & stat.S_IROTH else 'change'} it",

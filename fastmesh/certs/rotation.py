@@ -162,6 +162,7 @@ def switch(
         if not _is_under(_certificate(layout.issuer), _certificate(layout.next_root)):
             facts = _with(read_facts(layout), key, "issuer_life", life)
             _new_issuer(layout, facts, opening, moment, under_next=True)
+        files.tidy_entry(layout.issuer)
         remarks = trust.republish(layout, trust.read(layout, moment))
         _write(layout, replace(at, step="switch", done=True))
         return Rotated(_ca(_certificate(layout.issuer)), remarks)
@@ -198,6 +199,8 @@ def _retire(layout: Layout, at: State, moment: float) -> Rotated:
         trust.write_bundle(layout, _roots_without(layout, at.old))
         found = files.read_entry(layout.next_root, (CERTIFICATE,), (KEY,))
         files.write_entry(layout.root, found, trust.new_version(at.new))
+    # The old key too, which a kill may have left.
+    files.tidy_entry(layout.root)
     cross = _cross(layout)
     if cross is not None:
         found = files.read_entry(layout.issuer, (CERTIFICATE, KEY))

@@ -9,6 +9,7 @@ works.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 from kit.certs import fastmesh
-from kit.limits import scaled, wait_until
+from kit.limits import SANITIZED, scaled, wait_until
 
 from fastmesh.certs import authority, bundle, keys, proof, record, revocation, rotation
 from fastmesh.certs.store import Layout, PkiError, load_identity
@@ -105,8 +106,8 @@ def killed_at(at: int, work: Callable[[], object]) -> bool:
     return False
 
 
-def steps() -> Iterator[int]:
-    yield from range(1, MOST)
+def steps(stride: int = 1) -> Iterator[int]:
+    yield from range(1, MOST, stride)
     raise AssertionError("the work never ended")
 
 
@@ -227,7 +228,6 @@ def test_issue_refused_at_every_step(
     assert refused > 15
 
 
-@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
 @dataclass(frozen=True)
 class Change:
     """A command, what has to be done before it, and how to see that it is done."""
@@ -279,7 +279,7 @@ CHANGES_OF_TRUST = {
     ),
     "unfederate": Change(
         federate,
-        lambda pki: bundle.federate(pki, {}, [OTHER]) if bundle.federated(pki) else federate_again(pki),
+        lambda pki: bundle.federate(pki, {}, [OTHER]) if trusts_others(pki) else None,
         lambda pki: all(not one.federated for one in identities(pki)),
     ),
     "rotate-issuer": Change(
@@ -291,10 +291,16 @@ CHANGES_OF_TRUST = {
         lambda pki: None,
         rotation.introduce,
         lambda pki: (
-            step_is(pki, "introduce") and all(one.bundle.count("BEGIN") == 2 for one in identities(pki))
+            step_is(pki, "introduce")
+            and all(one.bundle.count("BEGIN") == 2 for one in identities(pki))
+            and json.loads(bundle.jwks(pki))["spiffe_sequence"] > 1
         ),
     ),
-    "switch": Change(to_switch, rotation.switch, lambda pki: step_is(pki, "switch")),
+    "switch": Change(
+        to_switch,
+        rotation.switch,
+        lambda pki: step_is(pki, "switch") and len(list((pki / "ca/issuer").glob(".v-*"))) == 1,
+    ),
     "retire": Change(
         to_retire,
         lambda pki: rotation.retire(pki, force=True),
@@ -304,6 +310,8 @@ CHANGES_OF_TRUST = {
             == ["authority.json", "bundle.pem", "issued.jsonl", "issuer", "root", "sequence.json"]
             and all(one.certificate.count("BEGIN") == 2 for one in identities(pki))
             and all(one.bundle.count("BEGIN") == 1 for one in identities(pki))
+            # No key of the old root is left.
+            and len(list((pki / "ca/root").glob(".v-*"))) == 1
         ),
     ),
     "renew": Change(lambda pki: None, lambda pki: authority.renew(pki, "svc-a"), lambda pki: True),
@@ -315,10 +323,8 @@ CHANGES_OF_TRUST = {
 }
 
 
-def federate_again(pki: Path) -> None:
-    """A kill after the file was removed: what is left to do is done by the next change of trust."""
-    federate(pki)
-    bundle.federate(pki, {}, [OTHER])
+def trusts_others(pki: Path) -> bool:
+    return bool(bundle.federated(pki)) or any(one.federated for one in identities(pki))
 
 
 @pytest.fixture
@@ -355,9 +361,11 @@ def settled(pki: Path, change: Change) -> None:
 
 @pytest.mark.parametrize("prepared", CHANGES_OF_TRUST, indirect=True)
 def test_a_change_killed_at_every_step(prepared: tuple[Path, Change]) -> None:
-    """After each kill everybody is still believed by everybody, and the same command finishes the work."""
+    """After each kill everybody is still believed by everybody, and the same command finishes the work.
+
+    Nothing of it is compiled: a sanitized build, which is several times slower, looks at every third step."""
     start, change = prepared
-    for at in steps():
+    for at in steps(3 if SANITIZED else 1):
         pki = start.parent / f"killed{at}"
         shutil.copytree(start, pki, symlinks=True)
         if not killed_at(at, lambda pki=pki: change.work(pki)):  # type: ignore[misc]
