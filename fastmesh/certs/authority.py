@@ -153,9 +153,13 @@ def issue(
         moment = time.time() if now is None else now
         issuer = read_issuer(layout, moment)
         subject = spiffe.SpiffeId(issuer.facts.trust_domain, f"/{name}" if path is None else path)
+        try:
+            checked = spiffe.parse(str(subject))
+        except spiffe.SpiffeError as error:
+            raise PkiError(str(error)) from None
         names = Names(
             name,
-            spiffe.parse(str(subject)),
+            checked,
             list(dict.fromkeys([name, *extra])),
             list(dict.fromkeys(addresses)),
         )

@@ -95,7 +95,11 @@ def read_root(entry: Path, now: float, passphrase: str | None, key_file: Path | 
     with _missing():
         text = files.read_entry(entry, (CERTIFICATE,))[CERTIFICATE]
     try:
-        key = files.read_entry(entry, (KEY,))[KEY] if key_file is None else files.read_text(key_file)
+        key = (
+            files.read_entry(entry, (KEY,))[KEY]
+            if key_file is None
+            else files.read_text(key_file, private=True)
+        )
     except FileNotFoundError as error:
         raise PkiError(
             f"the key of the root is needed, and {error.filename or key_file} is missing",

@@ -80,7 +80,7 @@ def verify(
         raise PkiError(f"{where} holds a certificate that cannot be read") from None
     case = _Case(chain, texts, where, time.time() if now is None else now)
     findings = []
-    for rule in (_file, _identity, _not_a_ca, _usage, _purposes, _strength, _serial):
+    for rule in (_file, _identity, _not_a_ca, _usage, _purposes, _unknown, _strength, _serial):
         findings += _guarded(rule, case)
     roots, told = _roots(case, named=bundle_path is not None)
     if not roots:
@@ -112,12 +112,22 @@ def _texts(path: Path, pki: Path, bundle_path: Path | None) -> dict[str, str]:
     except OSError as error:
         raise PkiError(f"{error.filename or path} cannot be read: {reason(error)}") from None
     layout = Layout(pki)
+    if BUNDLE in found and not path.is_dir() and layout.revoked.exists():
+        # Revoked is revoked, whoever is trusted.
+        found = {**trust.Trust("", {}, _revoked(layout)).files(), **found}
     if BUNDLE not in found and layout.ca.is_dir():
         try:
             found = {**trust.read(layout).files(), **found}
         except OSError as error:
             raise PkiError(f"{error.filename or layout.ca} cannot be read: {reason(error)}") from None
     return found
+
+
+def _revoked(layout: Layout) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(one.serial for one in trust.read_denied(layout)))
+    except OSError as error:
+        raise PkiError(f"{layout.revoked} cannot be read: {reason(error)}") from None
 
 
 def _file(case: _Case) -> Iterator[Finding]:
@@ -196,6 +206,17 @@ def _purposes(case: _Case) -> Iterator[Finding]:
     yield Finding("purposes", not lacking, text)
 
 
+def _unknown(case: _Case) -> Iterator[Finding]:
+    # RFC 5280, 4.2: who does not know a critical extension must refuse the certificate.
+    for one in case.chain:
+        for extension in one.extensions:
+            if extension.critical and isinstance(extension.value, x509.UnrecognizedExtension):
+                oid = extension.oid.dotted_string
+                yield Finding(
+                    "extensions", False, f"{common_name(one)} has {oid}, critical, which nobody knows"
+                )
+
+
 def _strength(case: _Case) -> Iterator[Finding]:
     for one in case.chain:
         weak = keys.weakness(one.public_key())
@@ -235,7 +256,7 @@ def _chain(case: _Case, roots: Sequence[x509.Certificate], source: str) -> Itera
     # What is valid now comes first: beside an expired root or cross certificate the good way is found.
     pool = sorted(case.chain[1:], key=lambda one: not _in_time(one, case.now))
     anchors = sorted(roots, key=lambda one: not _in_time(one, case.now))
-    path, why = _climb(case.leaf, pool, anchors)
+    path, why = _climb(case.leaf, pool, anchors, set())
     if path is None:
         yield Finding("chain", False, f"it does not lead to {source}: {why}")
         return
@@ -250,9 +271,13 @@ def _chain(case: _Case, roots: Sequence[x509.Certificate], source: str) -> Itera
 
 
 def _climb(
-    below: x509.Certificate, pool: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]
+    below: x509.Certificate,
+    pool: Sequence[x509.Certificate],
+    roots: Sequence[x509.Certificate],
+    seen: set[x509.Certificate],
 ) -> tuple[list[x509.Certificate] | None, str]:
-    """The CAs from above `below` to a root; or None, and how far it went."""
+    """The CAs from above `below` to a root; or None, and how far it went. None of `seen` is gone through
+    again: a file of CAs that all sign each other would take for ever."""
     why = (
         f"who signed {common_name(below)} ({below.issuer.rfc4514_string() or 'nobody by name'}) is not there"
     )
@@ -262,8 +287,11 @@ def _climb(
         if root.subject == below.issuer:
             why = f"the signature on {common_name(below)} is not by {common_name(root)}'s key"
     for one in pool:
+        if one in seen:
+            continue
         if _signed(below, one):
-            path, why = _climb(one, [other for other in pool if other != one], roots)
+            seen.add(one)
+            path, why = _climb(one, pool, roots, seen)
             if path is not None:
                 return [one, *path], ""
         elif one.subject == below.issuer:

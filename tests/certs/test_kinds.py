@@ -128,7 +128,7 @@ def test_a_full_path(ca: Path) -> None:
     with pytest.raises(PkiError, match="SPIFFE id"):
         load_identity(ca, "cart", spiffe_id="cart\n")
     # The whole id has at most 2048 bytes.
-    with pytest.raises(ValueError, match="2048"):
+    with pytest.raises(PkiError, match="2048"):
         authority.issue(ca, "cart", path="/" + "x" * 2040)
 
 
@@ -273,7 +273,7 @@ def test_a_passphrase_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"\n", "1 to 1024"), (b"x" * 2000, "1 to 1024"), (b"\xff", "no text")]
+    ("content", "said"), [(b"\n", "1 to 1023"), (b"x" * 1024, "1 to 1023"), (b"\xff", "no text")]
 )
 def test_passphrase_files_that_hold_none(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "word").write_bytes(content)
@@ -281,6 +281,40 @@ def test_passphrase_files_that_hold_none(tmp_path: Path, content: bytes, said: s
     assert made.exit_code == 5
     assert said in made.stderr
     assert not (tmp_path / "pki").exists()
+
+
+@pytest.mark.parametrize("word", ["", "\udcff"])
+def test_passphrases_of_the_environment_that_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("FASTMESH_ROOT_PASSPHRASE", word)
+    made = run("init", "--pki", tmp_path / "pki")
+    assert made.exit_code == 5
+    assert made.stderr.startswith("error: $FASTMESH_ROOT_PASSPHRASE ")
+    assert not (tmp_path / "pki").exists()
+
+
+def test_an_id_that_is_too_long_with_the_trust_domain(ca: Path) -> None:
+    made = run("issue", "svc-a", "--spiffe", "/" + "x" * 2040, "--pki", ca)
+    assert made.exit_code == 5
+    assert made.stderr.startswith("error: a SPIFFE id has at most 2048 bytes")
+
+
+def test_a_key_that_is_put_beside_its_certificate(ca: Path, tmp_path: Path) -> None:
+    key, csr = request(tmp_path)
+    assert run("issue", "web", "--csr", csr, "--pki", ca).exit_code == 0
+    copy = tmp_path / "copy/workloads/web"
+    shutil.copytree(ca / "workloads/web", copy, symlinks=True)
+    for home in (copy, ca / "workloads/web"):
+        shutil.copy(key, home / KEY)
+        (home / KEY).chmod(0o644)
+        with pytest.raises(PkiError, match="others can read it"):
+            load_identity(home.parents[1], "web")
+        (home / KEY).chmod(0o600)
+        load_identity(home.parents[1], "web")
+    # A change of trust keeps it.
+    rotation.introduce(ca)
+    assert load_identity(ca, "web").key == key.read_text()
 
 
 def test_a_root_key_that_is_kept_elsewhere(ca: Path, tmp_path: Path) -> None:
@@ -292,7 +326,10 @@ def test_a_root_key_that_is_kept_elsewhere(ca: Path, tmp_path: Path) -> None:
     assert run("rotate-issuer", "--root-key", kept, "--pki", ca).exit_code == 0
     assert run("rotate-root", "introduce", "--root-key", kept, "--pki", ca).exit_code == 0
     assert "does not exist" in run("rotate-issuer", "--root-key", tmp_path / "no", "--pki", ca).stderr
+    kept.chmod(0o644)
+    assert "others can read it" in run("rotate-issuer", "--root-key", kept, "--pki", ca).stderr
     (tmp_path / "wrong.pem").write_text(key_pem(keys.KINDS["ec-p256"]()))  # type: ignore[arg-type]
+    (tmp_path / "wrong.pem").chmod(0o600)
     wrong = run("rotate-issuer", "--root-key", tmp_path / "wrong.pem", "--pki", ca)
     assert "wrong.pem is not the key of" in wrong.stderr
 

@@ -18,7 +18,7 @@ from fastmesh.cli import EXIT_PKI
 # An option of click's, which wraps a function.
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 PASSPHRASE: Final = "FASTMESH_ROOT_PASSPHRASE"
-_MAX_PASSPHRASE: Final = 1024  # OpenSSL takes no more
+_MAX_PASSPHRASE: Final = 1023  # `cryptography` takes no more
 
 
 class Checked(click.ParamType[Any]):
@@ -78,7 +78,9 @@ def key_option(default: str | None) -> Option:
 def given_passphrase(file: Path | None) -> str | None:
     """The passphrase from a file or the environment. Ends the command when the file cannot be read."""
     if file is None:
-        return os.environ.get(PASSPHRASE) or None
+        # Set but empty is a mistake that must not end in a key without a passphrase.
+        found = os.environ.get(PASSPHRASE)
+        return None if found is None else _checked(found, f"${PASSPHRASE}")
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.readline(_MAX_PASSPHRASE + 2).rstrip("\r\n")
@@ -105,7 +107,7 @@ def old_passphrase(file: Path | None, *, wanted: bool) -> str | None:
     text = given_passphrase(file)
     if text is None and sys.stdin.isatty():
         text = click.prompt("Passphrase of the root's key", hide_input=True, err=True)
-    return text
+    return None if text is None else _checked(text, "the passphrase")
 
 
 def remark(text: str) -> None:
@@ -128,6 +130,10 @@ def fail(text: str, code: int = EXIT_PKI) -> NoReturn:
 
 
 def _checked(text: str, where: str) -> str:
-    if not text or len(text.encode()) > _MAX_PASSPHRASE:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        fail(f"{where} is no text")
+    if not 0 < size <= _MAX_PASSPHRASE:
         fail(f"{where} must be of 1 to {_MAX_PASSPHRASE} bytes")
     return text
