@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from kit.certs import Forge, key_pem, pem, plain
+from kit.certs import Forge, key_pem, openssl, pem, plain
 
-from fastmesh.certs import authority, revocation, rotation
+from fastmesh.certs import authority, keys, revocation, rotation, templates, verification
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, KEY
 from fastmesh.cli import main
 
@@ -259,3 +259,36 @@ def test_without_any_bundle(ca: Path, tmp_path: Path) -> None:
     code, found = verify(ca / "workloads/svc-a" / CERTIFICATE, "--pki", tmp_path / "none")
     assert code == 5
     assert "give one with --bundle FILE" in failed(found)["chain"]
+
+
+def test_a_revoked_certificate_is_revoked_with_any_bundle(ca: Path) -> None:
+    authority.issue(ca, "svc-a")
+    leaf = ca / "workloads/svc-a/certificate.pem"
+    revocation.revoke(ca, ["svc-a"])
+    found = verification.verify(leaf, ca, bundle_path=ca / "ca/bundle.pem")
+    assert [one.rule for one in found if one.good is False] == ["deny list"]
+
+
+def test_a_critical_extension_that_nobody_knows(tmp_path: Path) -> None:
+    openssl(
+        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=odd",
+        "-keyout", tmp_path / "key", "-out", tmp_path / "odd.pem", "-addext", "1.2.3.4=critical,DER:0500",
+    )  # fmt: skip
+    found = verification.verify(tmp_path / "odd.pem", tmp_path / "none")
+    assert "odd has 1.2.3.4, critical, which nobody knows" in [one.text for one in found]
+
+
+def test_cas_that_all_sign_each_other(tmp_path: Path) -> None:
+    """As many ways as permutations, and none leads to a root."""
+    key = keys.new()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "same")])
+    start = datetime.datetime.now(datetime.UTC)
+    made = [
+        x509.CertificateBuilder(name, name, key.public_key(), number, start, start + datetime.timedelta(1))
+        .sign(key, keys.digest(key))
+        for number in range(1, 16)
+    ]  # fmt: skip
+    (tmp_path / "all.pem").write_text("".join(map(templates.pem, made)))
+    authority.create(tmp_path / "pki", "mesh.local")
+    found = verification.verify(tmp_path / "all.pem", tmp_path / "pki")
+    assert any(one.rule == "chain" and one.good is False for one in found)
