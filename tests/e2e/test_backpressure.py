@@ -39,12 +39,35 @@ def edge(serve: Serve, endpoint: int, protocol: str = "http") -> tuple[Fastmesh,
     return proxy, ("127.0.0.1", port)
 
 
+def two_sidecars(serve: Serve, pki: Pki, endpoint: int) -> tuple[list[int], tuple[str, int]]:
+    """svc-a's way out, mutual TLS, svc-b's way in: the workers of both, and where svc-a connects."""
+    mesh = {"trust_domain": "mesh.local", "pki": str(pki.path)}
+    middle, out = free_port(), free_port()
+    b = serve(
+        {
+            **mesh,
+            "workload": "svc-b",
+            "listeners": [{"name": "in", "role": "inbound", "bind": f"127.0.0.1:{middle}", "to": "app"}],
+            "services": {"app": {"endpoints": [f"127.0.0.1:{endpoint}"]}},
+        }
+    )
+    a = serve(
+        {
+            **mesh,
+            "workload": "svc-a",
+            "listeners": [{"name": "out", "role": "outbound", "bind": f"127.0.0.1:{out}"}],
+            "services": {"svc-b": {"endpoints": [f"127.0.0.1:{middle}"], "tls": "mesh"}},
+        }
+    )
+    return [a.wait_workers()[0], b.wait_workers()[0]], ("127.0.0.1", out)
+
+
 def warm(address: tuple[str, int], count: int = 30) -> None:
     """Let the process touch what it needs once, so that growth is growth."""
     for _ in range(count):
         with connect(address) as client:
-            client.send(request("POST", "/warm", body=b"w" * 100_000))
-            client.read_response()
+            client.send(request("POST", "/warm", host="svc-b", body=b"w" * 100_000))
+            assert client.read_response().status == 200
 
 
 def grown(worker: int, before: int) -> int:
@@ -131,8 +154,11 @@ def test_slow_reader_of_a_large_answer(serve: Serve, upstream: Serving, framing:
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("way", ["edge", "two sidecars"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_slow_server_with_a_large_upload(serve: Serve, upstream: Serving, framing: str) -> None:
+def test_slow_server_with_a_large_upload(
+    serve: Serve, upstream: Serving, pki: Pki, framing: str, way: str
+) -> None:
     blocks = scaled(1024 if framing == "length" else 128, 48)
     total = blocks * len(BLOCK)
     release = threading.Event()
@@ -156,16 +182,19 @@ def test_slow_server_with_a_large_upload(serve: Serve, upstream: Serving, framin
         conn.send(response(b"done"))
 
     server = upstream(script)
-    proxy, address = edge(serve, server.address[1])
-    [worker] = proxy.wait_workers()
+    if way == "edge":
+        proxy, address = edge(serve, server.address[1])
+        workers = proxy.wait_workers()
+    else:
+        workers, address = two_sidecars(serve, pki, server.address[1])
     warm(address)
-    before = procfs.pss(worker)
+    before = [procfs.pss(worker) for worker in workers]
     sent = [0]
     with connect(address) as client:
         fields = (
             [("Content-Length", str(total))] if framing == "length" else [("Transfer-Encoding", "chunked")]
         )
-        client.send(request("POST", headers=fields))
+        client.send(request("POST", host="svc-b", headers=fields))
 
         def upload() -> None:
             with contextlib.suppress(OSError):
@@ -179,12 +208,14 @@ def test_slow_server_with_a_large_upload(serve: Serve, upstream: Serving, framin
         sender.start()
         stopped = wait_steady(lambda: sent[0], "the client's sending")
         assert stopped < total, "the client was never stopped"
-        assert_bounded(worker, before, "with a server that does not read")
+        for worker, was in zip(workers, before, strict=True):
+            assert_bounded(worker, was, "with a server that does not read")
         release.set()
         assert client.read_response().body == b"done"
         sender.join(10)
     assert got == [(total, digest_of_blocks(blocks))]
-    assert_bounded(worker, before, "afterwards")
+    for worker, was in zip(workers, before, strict=True):
+        assert_bounded(worker, was, "afterwards")
 
 
 @pytest.mark.heavy
@@ -240,31 +271,10 @@ def test_slow_reader_behind_two_sidecars(serve: Serve, upstream: Serving, pki: P
                 sent[0] += len(BLOCK)
 
     app = upstream(script)
-    mesh = {"trust_domain": "mesh.local", "pki": str(pki.path)}
-    middle, out = free_port(), free_port()
-    b = serve(
-        {
-            **mesh,
-            "workload": "svc-b",
-            "listeners": [{"name": "in", "role": "inbound", "bind": f"127.0.0.1:{middle}", "to": "app"}],
-            "services": {"app": {"endpoints": [f"127.0.0.1:{app.address[1]}"]}},
-        }
-    )
-    a = serve(
-        {
-            **mesh,
-            "workload": "svc-a",
-            "listeners": [{"name": "out", "role": "outbound", "bind": f"127.0.0.1:{out}"}],
-            "services": {"svc-b": {"endpoints": [f"127.0.0.1:{middle}"], "tls": "mesh"}},
-        }
-    )
-    workers = [a.wait_workers()[0], b.wait_workers()[0]]
-    for _ in range(30):
-        with connect(("127.0.0.1", out)) as client:
-            client.send(request("POST", "/warm", host="svc-b", body=b"w" * 100_000))
-            assert client.read_response().status == 200
+    workers, address = two_sidecars(serve, pki, app.address[1])
+    warm(address)
     before = [procfs.pss(worker) for worker in workers]
-    with connect(("127.0.0.1", out)) as client:
+    with connect(address) as client:
         client.send(request(host="svc-b"))
         assert client.read_response_head().status == 200
         wait_steady(lambda: sent[0], "the application's sending")
