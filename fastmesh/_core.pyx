@@ -38,7 +38,8 @@ from fastmesh.core.traffic.counters cimport (
     ServiceRow, WorkerRow, area_ring, area_rule, area_service, area_slot_bytes, area_worker, latency_bound_us,
 )
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
-from fastmesh.core.traffic.policy cimport ALLOWED, DENIED, Decision, NO_VERDICT, policy_compile
+from fastmesh.core.traffic.policy_judge cimport ALLOWED, DENIED, Decision, NO_VERDICT
+from fastmesh.core.traffic.policy_scratch cimport policy_compile
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_error_message
 from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, Snapshot

@@ -15,7 +15,9 @@ from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque, must_admit
 from fastmesh.core.traffic.counters cimport (
     AreaHeader, K_REGEX_LIMITS, area_rule, area_slot_bytes, area_worker,
 )
-from fastmesh.core.traffic.policy cimport Decision, Policy, policy_list_free, policy_scratch_free
+from fastmesh.core.traffic.policy cimport Policy, policy_list_free
+from fastmesh.core.traffic.policy_judge cimport Decision
+from fastmesh.core.traffic.policy_scratch cimport policy_scratch_free
 from fastmesh.core.traffic.snapshot cimport (
     Block, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF, NORMALIZE_ON, Service, Snapshot,
 )

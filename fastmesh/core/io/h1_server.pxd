@@ -33,7 +33,7 @@ from fastmesh.core.io.state cimport (
 )
 from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
 from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
-from fastmesh.core.traffic.policy cimport PolicyFacts
+from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (

@@ -37,7 +37,7 @@ from fastmesh.core.sys.posix cimport (
     getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
 )
 from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
-from fastmesh.core.traffic.policy cimport PolicyFacts
+from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
     FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, SniRoute, TLS_MESH, TLS_NONE,
     TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,

@@ -10,9 +10,10 @@ from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_erro
 from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, inet_pton
 from fastmesh.core.traffic.counters cimport K_REGEX_LIMITS, RuleRow, area_rule
 from fastmesh.core.traffic.policy cimport (
-    Cidr, Conditions, HEADER_ABSENT, HEADER_EXACT, HEADER_PREFIX, HEADER_PRESENT, HEADER_REGEX, HeaderRule, Policy,
-    POLICY_NAMES, POLICY_RULES, PolicyList, PolicyRule, policy_compile, policy_scratch_init,
+    Cidr, Conditions, HEADER_ABSENT, HEADER_EXACT, HEADER_PREFIX, HEADER_PRESENT, HEADER_REGEX, HeaderRule,
+    POLICY_NAMES, POLICY_RULES, Policy, PolicyList, PolicyRule,
 )
+from fastmesh.core.traffic.policy_scratch cimport policy_compile, policy_scratch_init
 from fastmesh.core.traffic.snapshot cimport Snapshot
 from fastmesh.core.traffic.text_index cimport (
     Bits, INDEX_TEXT, IndexEntry, Text, TextIndex, bits_set, index_hash, index_slot,

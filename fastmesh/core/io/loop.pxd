@@ -38,7 +38,7 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport (
     AreaHeader, G_BUFFERS, G_COUNT, S_ACTIVE, area_ring, area_service, area_worker,
 )
-from fastmesh.core.traffic.policy cimport policy_scratch_free
+from fastmesh.core.traffic.policy_scratch cimport policy_scratch_free
 from fastmesh.core.wire.tls cimport tls_engine_free, tls_engine_init
 
 cdef enum:

@@ -28,7 +28,8 @@ from fastmesh.core.sys.openssl cimport SSL_SESSION
 from fastmesh.core.sys.posix cimport epoll_event
 from fastmesh.core.traffic.admit cimport Caller
 from fastmesh.core.traffic.counters cimport AreaHeader, Ring, WorkerRow
-from fastmesh.core.traffic.policy cimport Decision, PolicyScratch
+from fastmesh.core.traffic.policy_judge cimport Decision
+from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
 from fastmesh.core.wire.http1_chunked cimport Http1Chunked
 from fastmesh.core.wire.message cimport Message

@@ -33,7 +33,7 @@ from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
     G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
 )
-from fastmesh.core.traffic.policy cimport PolicyFacts
+from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH, TLS_NONE
 from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
 

@@ -7,10 +7,11 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memmove
 
 from fastmesh.core.base.reason cimport R_BAD_TARGET, R_DENIED
-from fastmesh.core.traffic.policy cimport (
-    Decision, Policy, PolicyFacts, PolicyRequest, PolicyScratch, PolicyView, policy_judge, policy_judge_opaque,
-    policy_request, policy_settle,
-)
+from fastmesh.core.traffic.policy cimport Policy
+from fastmesh.core.traffic.policy_caller cimport PolicyFacts, PolicyView, policy_settle
+from fastmesh.core.traffic.policy_judge cimport Decision, policy_judge, policy_judge_opaque
+from fastmesh.core.traffic.policy_request cimport PolicyRequest, policy_request
+from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport ListenerConf, NORMALIZE_OFF, NORMALIZE_ON, Service
 from fastmesh.core.wire.message cimport Message
 from fastmesh.core.wire.path cimport path_is_normal, path_length, path_normalise
