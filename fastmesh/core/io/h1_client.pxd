@@ -16,9 +16,8 @@ from fastmesh.core.base.reason cimport (
     R_UPSTREAM_CLOSED, R_UPSTREAM_TIMEOUT, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_put
-from fastmesh.core.io.connection cimport (
-    conn_close, conn_dirty, conn_finish, conn_pause, conn_resume, conn_timeout, conn_write, conn_write_body,
-)
+from fastmesh.core.io.connection cimport conn_close, conn_dirty, conn_finish, conn_pause, conn_resume, conn_timeout
+from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
 from fastmesh.core.io.exchange cimport (
     exchange_byte_seen, exchange_response_data, exchange_response_end, exchange_response_head,
     exchange_upstream_failed, exchange_writable,

@@ -16,10 +16,9 @@ from fastmesh.core.base.shared cimport Shared, shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport (
-    conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_queued, conn_resume,
-    conn_timeout,
-    conn_write, conn_write_body,
+    conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout,
 )
+from fastmesh.core.io.connection_output cimport conn_queued, conn_write, conn_write_body
 from fastmesh.core.io.exchange cimport (
     answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_replay, exchange_free,
     exchange_keep_log, exchange_open, exchange_request_data,

@@ -23,7 +23,8 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.age cimport conn_expires, identity_over
-from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_open, conn_timeout
+from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_timeout
+from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_open
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_EARLY, C_HANDSHAKE, C_RDHUP, C_READABLE, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Listener, PEER_TEXT,

@@ -14,10 +14,10 @@ from fastmesh.core.base.list cimport Node, list_empty, list_init, list_remove
 from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
 from fastmesh.core.base.slab cimport slab_free, slab_init
 from fastmesh.core.base.timer cimport timer_init, wheel_advance, wheel_init, wheel_wait
-from fastmesh.core.io.connection cimport (
-    conn_bury, conn_close, conn_deadline, conn_flush_all, conn_input, conn_of_all, conn_ready_all,
-    conn_shake,
-)
+from fastmesh.core.io.connection cimport conn_bury, conn_close, conn_deadline, conn_of_all
+from fastmesh.core.io.connection_input cimport conn_input
+from fastmesh.core.io.connection_output cimport conn_flush_all
+from fastmesh.core.io.connection_turn cimport conn_ready_all, conn_shake
 from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init

@@ -3,7 +3,8 @@
 from fastmesh.core.base.list cimport Node, node_linked
 from fastmesh.core.base.reason cimport R_TLS_REVOKED, R_UPSTREAM_TLS_REVOKED
 from fastmesh.core.io.age cimport conn_revoked
-from fastmesh.core.io.connection cimport conn_bury, conn_flush_all, conn_of_all
+from fastmesh.core.io.connection cimport conn_bury, conn_of_all
+from fastmesh.core.io.connection_output cimport conn_flush_all
 from fastmesh.core.io.state cimport C_CUT, C_DEAD, C_HANDSHAKE, C_TLS, Conn, H1Client, H1Server, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.traffic.counters cimport K_RETIRED_REVOKED_DOWNSTREAM, K_RETIRED_REVOKED_UPSTREAM

@@ -18,9 +18,9 @@ from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.age cimport identity_over
 from fastmesh.core.io.connection cimport (
-    conn_close, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout, conn_write,
-    conn_write_body,
+    conn_close, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout,
 )
+from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
 from fastmesh.core.io.exchange cimport exchange_free, exchange_keep_log, exchange_open
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible, flow_pump
 from fastmesh.core.io.state cimport (

@@ -17,9 +17,8 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport conn_expired, conn_expires, identity_over
-from fastmesh.core.io.connection cimport (
-    conn_close, conn_deadline, conn_dirty, conn_open, conn_resume_later, conn_timeout,
-)
+from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_dirty, conn_resume_later, conn_timeout
+from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_lost, h1_client_of_idle
 from fastmesh.core.io.state cimport (
     C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_READABLE, C_RDHUP, C_TLS, C_TX_HIGH, C_UPSTREAM, C_WRITABLE, Conn, Exchange,
