@@ -67,6 +67,26 @@ cdef inline void conn_resume_later(Worker *w, Conn *c) noexcept nogil:
         list_append(&w.ready, &c.ready)
 
 
+cdef inline void conn_resume_input(Worker *w, Conn *c) noexcept nogil:
+    """Look at the socket again after a flow has ended on it."""
+    conn_pause(c)
+    conn_resume(w, c)
+
+
+cdef inline size_t conn_queued_bytes(const Conn *c) noexcept nogil:
+    return c.tx.bytes + c.wire.bytes
+
+
+cdef inline bint conn_backlog(const Conn *c) noexcept nogil:
+    """Is there something, queued or in a pipe, that the peer has not taken yet?"""
+    return conn_queued_bytes(c) > 0 or c.flow_out != NULL and c.flow_out.held > 0
+
+
+cdef inline bint conn_held_up(const Conn *c) noexcept nogil:
+    """Does what the peer sends wait for somebody to take it?"""
+    return c.flags & C_PAUSED != 0 or c.flow_in != NULL and c.flow_in.held > 0
+
+
 cdef inline void conn_touch(Worker *w, Conn *c) noexcept nogil:
     """Something moved: put the inactivity timer ahead."""
     if c.idle_ms:

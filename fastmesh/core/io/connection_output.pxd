@@ -5,7 +5,9 @@ from libc.string cimport memset
 
 from fastmesh.core.base.buffer cimport Buf, Queue, queue_clear, queue_consume, queue_copy, queue_push
 from fastmesh.core.base.reason cimport R_NO_MEMORY
-from fastmesh.core.io.connection cimport conn_deadline, conn_dirty, conn_fail, conn_fail_io, conn_touch
+from fastmesh.core.io.connection cimport (
+    conn_deadline, conn_dirty, conn_fail, conn_fail_io, conn_queued_bytes, conn_touch,
+)
 from fastmesh.core.io.connection_input cimport conn_input
 from fastmesh.core.io.connection_tls cimport conn_encrypt, conn_fail_tls, conn_goodbye, conn_send_wire, conn_sent
 from fastmesh.core.io.state cimport (
@@ -123,13 +125,13 @@ cdef inline void conn_flush(Worker *w, Conn *c) noexcept nogil:
     if r < 0:
         conn_output_failed(w, c, -r)
         return
-    if c.flags & C_TX_HIGH and c.tx.bytes + c.wire.bytes <= TX_LOW:
+    if c.flags & C_TX_HIGH and conn_queued_bytes(c) <= TX_LOW:
         c.flags &= ~<uint32_t>C_TX_HIGH
         if c.ops != NULL:
             c.ops.on_drained(w, c)
             if c.flags & C_DEAD:
                 return
-    if c.tx.bytes == 0 and c.wire.bytes == 0:
+    if conn_queued_bytes(c) == 0:
         if c.flow_out != NULL:
             w.ops.flow_pump(w, c.flow_out)
             if c.flags & C_DEAD:

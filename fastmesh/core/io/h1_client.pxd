@@ -4,48 +4,43 @@
 # pool. What an endpoint sends unasked closes the connection: nobody could say whose answer it is. The
 # request is kept for another try (Exchange.replay) only when the connection had served before.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmesh.core.base.buffer cimport (
-    BUF_LARGE, Buf, Queue, buf_class_for, buf_drop, buf_get, queue_commit, queue_move, queue_reserve,
-)
+from fastmesh.core.base.buffer cimport Queue, buf_drop, queue_commit, queue_move, queue_reserve
 from fastmesh.core.base.list cimport list_append, list_push, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_TIMEOUT, R_IDLE_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_BAD_RESPONSE,
-    R_UPSTREAM_CLOSED, R_UPSTREAM_TIMEOUT, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
+    R_CONNECT_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_CLOSED,
+    R_UPSTREAM_TIMEOUT, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_put
-from fastmesh.core.io.connection cimport conn_close, conn_dirty, conn_finish, conn_pause, conn_resume, conn_timeout
-from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
+from fastmesh.core.io.connection cimport (
+    conn_backlog, conn_close, conn_dirty, conn_finish, conn_held_up, conn_pause, conn_queued_bytes, conn_resume,
+    conn_resume_input, conn_timeout,
+)
+from fastmesh.core.io.connection_output cimport conn_write_body
 from fastmesh.core.io.exchange cimport (
     exchange_byte_seen, exchange_response_data, exchange_response_end, exchange_response_head,
     exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
-from fastmesh.core.io.h1_server cimport chunk, conn_resume_input, last_chunk
+from fastmesh.core.io.forwarded cimport forwarded_fields, list_field
+from fastmesh.core.io.h1_output cimport h1_chunk, h1_keep, h1_keep_body, h1_last_chunk
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CONNECTING, C_DEAD, C_EOF, C_HANDSHAKE, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End, EndOps,
-    Exchange, Flow, H1Client, H1_BODY, H1_CONNECTING, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH,
-    REPLAY_MAX, SPLICE_MIN, Upstream, Worker, X_BYTE_SEEN, X_REQ_DONE, X_REUSED, X_TUNNEL,
-    X_UPGRADE,
+    C_BULK, C_CONNECTING, C_DEAD, C_EOF, C_HANDSHAKE, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End,
+    EndOps, Exchange, Flow, H1Client, H1_BODY, H1_CONNECTING, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH,
+    SPLICE_MIN, Upstream, Worker, X_BYTE_SEEN, X_REQ_DONE, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
-from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
+from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
-from fastmesh.core.traffic.snapshot cimport (
-    FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf,
-)
 from fastmesh.core.wire.http1 cimport http1_parse_response
-from fastmesh.core.wire.http1_chunked cimport (
-    HTTP1_DATA, HTTP1_END, Http1Chunked, http1_chunked, http1_parse_trailers,
-)
+from fastmesh.core.wire.http1_chunked cimport HTTP1_DATA, HTTP1_END, Http1Chunked, http1_chunked, http1_parse_trailers
 from fastmesh.core.wire.http1_write cimport (
     HTTP1_CHUNK_SIZE_MAX, http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_chunk_size,
-    http1_write_request_line,
+    http1_write_request_line, http1_write_upgrade, http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_FORWARDED, F_HOST, F_X_FORWARDED_FOR,
-    F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, MSG_INTERIM, MSG_KEEP_ALIVE,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_HOST, MSG_INTERIM, MSG_KEEP_ALIVE,
     MSG_TE_TRAILERS, MSG_UPGRADE, Message,
 )
 
@@ -92,7 +87,7 @@ cdef inline void h1_client_lost(Worker *w, H1Client *h, int reason) noexcept nog
 cdef inline void _head_clock(H1Client *h) noexcept nogil:
     """The final head is not here yet, but something has come: from now on that puts its clock ahead no more.
     As long as the request is still being sent, its progress does."""
-    if h.request_done and h.conn.tx.bytes + h.conn.wire.bytes == 0:
+    if h.request_done and conn_queued_bytes(h.conn) == 0:
         h.conn.idle_ms = 0
 
 
@@ -294,49 +289,17 @@ cdef inline void h1_client_timer(Worker *w, Conn *c) noexcept nogil:
     elif h.state == H1_HEAD:
         if c.flags & C_PAUSED:
             conn_timeout(w, c, x.conf.stream_idle_timeout_ms)     # interim answers that the client does not read
-        elif h.request_done or c.tx.bytes + c.wire.bytes > 0 or c.flow_out != NULL and c.flow_out.held > 0:
+        elif h.request_done or conn_backlog(c):
             h1_client_lost(w, h, R_UPSTREAM_TIMEOUT)
         else:
             conn_timeout(w, c, x.service.response_timeout_ms)     # the client is still sending: its clock runs
-    elif c.flags & C_PAUSED or c.flow_in != NULL and c.flow_in.held > 0:
+    elif conn_held_up(c):
         conn_timeout(w, c, x.conf.stream_idle_timeout_ms)         # the client is slow to read: its clock runs
     else:
         h1_client_lost(w, h, R_STREAM_TIMEOUT)
 
 
 # ---------------------------------------------------------------- the End
-
-cdef inline size_t _list_field(char *out, const char *name, size_t name_len, Message *m, int id,
-                               const char *value, size_t n) noexcept nogil:
-    """One field line: the values that `m` has for `id`, if `id` is not 0, and `value` behind them."""
-    cdef size_t at = name_len
-    cdef uint32_t i
-    cdef Field *f
-    memcpy(out, name, name_len)
-    if id:
-        for i in range(m.nfields):
-            f = &m.fields[i]
-            if f.id == id and f.value_len > 0:
-                memcpy(out + at, m.base + f.value_at, f.value_len)
-                at += f.value_len
-                out[at] = c","
-                out[at + 1] = c" "
-                at += 2
-    memcpy(out + at, value, n)
-    at += n
-    out[at] = c"\r"
-    out[at + 1] = c"\n"
-    return at + 2
-
-
-cdef inline uint64_t _present(Message *m) noexcept nogil:
-    """A bit for each known field that `m` has."""
-    cdef uint64_t mask = 0
-    cdef uint32_t i
-    for i in range(m.nfields):
-        mask |= <uint64_t>1 << m.fields[i].id
-    return mask
-
 
 cdef inline bint _names_host(Message *m) noexcept nogil:
     """Is there a Host field with a value?"""
@@ -345,127 +308,6 @@ cdef inline bint _names_host(Message *m) noexcept nogil:
         if m.fields[i].id == F_HOST:
             return m.fields[i].value_len > 0
     return False
-
-
-cdef inline size_t _forwarded_value(char *out, Exchange *x, Message *m) noexcept nogil:
-    """One element of Forwarded (RFC 7239 4): for, host, proto. At most 600 bytes."""
-    cdef size_t n = 4
-    cdef size_t i
-    cdef bint v6 = x.ip_len > 0 and x.peer[0] == c"["
-    cdef bint token = m.authority.len > 0 and m.authority.len <= 255
-    memcpy(out, b"for=", 4)
-    if x.ip_len == 0:
-        memcpy(out + n, b"unknown", 7)
-        n += 7
-    elif v6:
-        out[n] = c'"'
-        memcpy(out + n + 1, x.peer, x.ip_len)
-        out[n + 1 + x.ip_len] = c'"'
-        n += x.ip_len + 2
-    else:
-        memcpy(out + n, x.peer, x.ip_len)
-        n += x.ip_len
-    if token:
-        memcpy(out + n, b";host=\"", 7)
-        n += 7
-        memcpy(out + n, m.base + m.authority.at, m.authority.len)
-        n += m.authority.len
-        out[n] = c'"'
-        n += 1
-    if x.secure:
-        memcpy(out + n, b";proto=https", 12)
-        return n + 12
-    memcpy(out + n, b";proto=http", 11)
-    return n + 11
-
-
-cdef inline size_t _proxy_fields(char *out, Exchange *x, Message *m, uint64_t *skip) noexcept nogil:
-    """What a proxy adds about the client and itself; `skip` gets the fields that are written anew.
-
-    X-Forwarded-For gets one line with all values: many readers look at the first or last line only.
-    """
-    cdef ListenerConf *conf = x.conf
-    cdef uint64_t have = _present(m)
-    cdef size_t n = 0
-    cdef char element[640]
-    cdef const char *ip = x.peer
-    cdef size_t ip_len = x.ip_len
-    cdef int mode = conf.forwarded
-    cdef bint inside
-    skip[0] = 0
-    if ip_len > 0 and ip[0] == c"[":
-        ip += 1
-        ip_len -= 2
-    if conf.x_forwarded == FWD_APPEND or conf.x_forwarded == FWD_REPLACE:
-        if ip_len > 0:
-            skip[0] |= <uint64_t>1 << F_X_FORWARDED_FOR
-            n += _list_field(out + n, b"x-forwarded-for: ", 17, m,
-                             F_X_FORWARDED_FOR if conf.x_forwarded == FWD_APPEND and (
-                                 have >> F_X_FORWARDED_FOR) & 1 else 0, ip, ip_len)
-        elif conf.x_forwarded == FWD_REPLACE:
-            skip[0] |= <uint64_t>1 << F_X_FORWARDED_FOR     # a unix socket has no address, and its word counts no more
-        inside = conf.outbound or conf.inbound
-        if not ((have >> F_X_FORWARDED_PROTO) & 1 and inside and conf.x_forwarded == FWD_APPEND):
-            # At the edge the client's word on its own scheme counts for nothing; inside the mesh the edge's does.
-            skip[0] |= <uint64_t>1 << F_X_FORWARDED_PROTO
-            n += _list_field(out + n, b"x-forwarded-proto: ", 19, m, 0, b"https" if x.secure else b"http",
-                             5 if x.secure else 4)
-    if conf.x_forwarded == FWD_REMOVE:
-        skip[0] |= (<uint64_t>1 << F_X_FORWARDED_FOR) | (<uint64_t>1 << F_X_FORWARDED_PROTO)
-    if conf.x_forwarded == FWD_REMOVE or conf.x_forwarded == FWD_REPLACE:
-        skip[0] |= <uint64_t>1 << F_X_FORWARDED_HOST
-    if mode == FWD_AUTO:
-        mode = FWD_APPEND if (have >> F_FORWARDED) & 1 else FWD_KEEP
-    if mode == FWD_APPEND or mode == FWD_REPLACE:
-        skip[0] |= <uint64_t>1 << F_FORWARDED
-        n += _list_field(out + n, b"forwarded: ", 11, m, F_FORWARDED if mode == FWD_APPEND else 0, element,
-                         _forwarded_value(element, x, m))
-    elif mode == FWD_REMOVE:
-        skip[0] |= <uint64_t>1 << F_FORWARDED
-    if conf.client_cert != FWD_KEEP:
-        skip[0] |= (<uint64_t>1 << F_X_FORWARDED_CLIENT_CERT) & have
-        if x.client_cert != NULL and conf.client_cert != FWD_REMOVE:
-            skip[0] |= <uint64_t>1 << F_X_FORWARDED_CLIENT_CERT
-            n += _list_field(out + n, b"x-forwarded-client-cert: ", 25, m,
-                             F_X_FORWARDED_CLIENT_CERT if conf.client_cert == FWD_APPEND and (
-                                 have >> F_X_FORWARDED_CLIENT_CERT) & 1 else 0, x.client_cert.text, x.client_cert.len)
-        elif conf.client_cert == FWD_APPEND:
-            skip[0] &= ~(<uint64_t>1 << F_X_FORWARDED_CLIENT_CERT)     # nothing to add: what came stays
-    return n
-
-
-cdef inline void _keep(Worker *w, Exchange *x, Queue *q) noexcept nogil:
-    """Remember the queued request for another try: the queue's one buffer, or a copy of it."""
-    cdef Buf *b = q.head
-    if b == NULL or b.next != NULL or b.start != 0:
-        return
-    b.refs += 1
-    x.replay = b
-
-
-cdef inline void _keep_body(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
-    """Add body bytes to what is remembered, up to REPLAY_MAX; beyond it the request cannot be repeated."""
-    cdef Buf *old = x.replay
-    cdef Buf *b
-    cdef size_t have
-    if old == NULL:
-        return
-    have = old.end
-    if have + n > REPLAY_MAX:
-        buf_drop(&w.pool, old)
-        x.replay = NULL
-        return
-    if old.refs > 1 or old.cap - old.end < n:
-        b = buf_get(&w.pool, buf_class_for(have + n))
-        if b != NULL:
-            memcpy(b.data, old.data, have)
-            b.end = <uint32_t>have
-        buf_drop(&w.pool, old)
-        x.replay = b
-        if b == NULL:
-            return
-    memcpy(x.replay.data + have, p, n)
-    x.replay.end += <uint32_t>n
 
 
 cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
@@ -483,12 +325,12 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     if fm_unlikely(x.version == 10 and not _names_host(m)):
         # HTTP/1.0 without Host: the next hop speaks HTTP/1.1 and wants one (RFC 9112 3.2)
         if m.authority.len > 0:
-            n += _list_field(p + n, b"host: ", 6, m, 0, m.base + m.authority.at, m.authority.len)
+            n += list_field(p + n, b"host: ", 6, m, 0, m.base + m.authority.at, m.authority.len)
         else:
-            n += _list_field(p + n, b"host: ", 6, m, 0, x.service.name.ptr, x.service.name.len)
+            n += list_field(p + n, b"host: ", 6, m, 0, x.service.name.ptr, x.service.name.len)
         hosted = <uint64_t>1 << F_HOST
     # The added fields come first: what they replace is then left out of the copy.
-    n += _proxy_fields(p + n, x, m, &skip)
+    n += forwarded_fields(p + n, x, m, &skip)
     skip |= hosted
     if skip:
         n += http1_copy_fields_skip(p + n, m, skip)
@@ -496,15 +338,10 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
         n += http1_copy_fields(p + n, m)
     if x.conf.via:
         # Behind the ones received: the field tells the order of the hops (RFC 9110 7.6.3).
-        memcpy(p + n, b"via: 1.0 fastmesh\r\n" if x.version == 10 else b"via: 1.1 fastmesh\r\n", 19)
-        n += 19
+        n += http1_write_via(p + n, x.version == 10)
     if fm_unlikely(m.flags & (MSG_TE_TRAILERS | MSG_UPGRADE)):
         if m.flags & MSG_UPGRADE:
-            memcpy(p + n, b"connection: upgrade\r\nupgrade: ", 30)
-            memcpy(p + n + 30, m.base + m.upgrade.at, m.upgrade.len)
-            n += 30 + m.upgrade.len
-            memcpy(p + n, b"\r\n", 2)
-            n += 2
+            n += http1_write_upgrade(p + n, m)
         if m.flags & MSG_TE_TRAILERS:
             memcpy(p + n, b"connection: te\r\nte: trailers\r\n", 30)
             n += 30
@@ -517,7 +354,7 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     queue_commit(&c.tx, n + 2)
     conn_dirty(w, c)
     if x.flags & X_REUSED:
-        _keep(w, x, &c.tx)
+        h1_keep(w, x, &c.tx)
     return 0
 
 
@@ -529,13 +366,13 @@ cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept n
         return 0
     if x.replay != NULL:
         if h.out_framing == FRAMING_CHUNKED:
-            _keep_body(w, x, size, http1_write_chunk_size(size, n))
-            _keep_body(w, x, p, n)
-            _keep_body(w, x, b"\r\n", 2)
+            h1_keep_body(w, x, size, http1_write_chunk_size(size, n))
+            h1_keep_body(w, x, p, n)
+            h1_keep_body(w, x, b"\r\n", 2)
         else:
-            _keep_body(w, x, p, n)
+            h1_keep_body(w, x, p, n)
     if h.out_framing == FRAMING_CHUNKED:
-        return chunk(w, h.conn, p, n)
+        return h1_chunk(w, h.conn, p, n)
     return conn_write_body(w, h.conn, p, n)
 
 
@@ -545,11 +382,11 @@ cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil
     h.request_done = 1
     if h.out_framing == FRAMING_CHUNKED:
         if trailers == NULL:
-            _keep_body(w, e.ex, b"0\r\n\r\n", 5)
+            h1_keep_body(w, e.ex, b"0\r\n\r\n", 5)
         elif e.ex.replay != NULL:               # trailers would have to be kept too: so rare that it is not done
             buf_drop(&w.pool, e.ex.replay)
             e.ex.replay = NULL
-        r = last_chunk(w, h.conn, trailers)
+        r = h1_last_chunk(w, h.conn, trailers)
         return r if r < 0 else 0
     return 0
 
@@ -559,7 +396,7 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
     cdef H1Client *h = <H1Client *>e
     cdef Upstream *u = h.upstream
     cdef Conn *c = h.conn
-    cdef bint unsent = c.tx.bytes + c.wire.bytes > 0
+    cdef bint unsent = conn_queued_bytes(c) > 0
     cdef bint unwanted = w.draining or h.pool_idle_max == 0
     if not h.keep_alive or h.state != H1_DONE or c.flags & (C_EOF | C_RDHUP) or unwanted and not unsent:
         h1_client_destroy(w, h)
@@ -605,17 +442,9 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
 
 
 cdef inline void h1_client_init(ConnOps *ops, EndOps *end) noexcept nogil:
-    ops.on_input = h1_client_input
-    ops.on_eof = h1_client_eof
-    ops.on_drained = h1_client_drained
-    ops.on_error = h1_client_error
-    ops.on_ready = h1_client_ready
-    ops.on_timer = h1_client_timer
-    end.head = _end_head
-    end.data = _end_data
-    end.finish = _end_finish
-    end.release = _end_release
-    end.abort = _end_abort
-    end.resume = _end_resume
-    end.raw = _end_raw
-    end.detach = _end_detach
+    ops[0] = ConnOps(
+        on_input=h1_client_input, on_eof=h1_client_eof, on_drained=h1_client_drained, on_error=h1_client_error,
+        on_ready=h1_client_ready, on_timer=h1_client_timer)
+    end[0] = EndOps(
+        head=_end_head, data=_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
+        resume=_end_resume, raw=_end_raw, detach=_end_detach)

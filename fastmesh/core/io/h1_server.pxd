@@ -10,27 +10,28 @@ from libc.string cimport memcpy, memset
 
 from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
 from fastmesh.core.base.reason cimport (
-    R_BAD_TRAILER, R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
+    R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
 )
 from fastmesh.core.base.shared cimport Shared, shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport (
-    conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout,
+    conn_backlog, conn_close, conn_deadline, conn_end_output, conn_finish, conn_held_up, conn_pause,
+    conn_queued_bytes, conn_resume, conn_resume_input, conn_timeout,
 )
-from fastmesh.core.io.connection_output cimport conn_queued, conn_write, conn_write_body
+from fastmesh.core.io.connection_output cimport conn_queued, conn_write_body
 from fastmesh.core.io.exchange cimport (
     answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_replay, exchange_free,
-    exchange_keep_log, exchange_open, exchange_request_data,
-    exchange_request_end, exchange_writable,
+    exchange_keep_log, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
+from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TX_HIGH, Conn, ConnOps, End, EndOps,
-    Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
-    LINGER_MS, Listener, SPLICE_MIN, Worker, X_HEAD_SENT, X_REQ_DONE, X_TUNNEL, X_UPGRADE,
+    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_TLS, C_TX_HIGH, Conn, ConnOps, End, EndOps, Exchange,
+    Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES, Listener,
+    SPLICE_MIN, Worker,
 )
-from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
+from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH
@@ -40,12 +41,11 @@ from fastmesh.core.wire.http1_chunked cimport (
 )
 from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.http1_write cimport (
-    HTTP1_CHUNK_SIZE_MAX, http1_copy_fields, http1_head_bound, http1_write_chunk_size, http1_write_status_line,
+    http1_copy_fields, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN,
-    MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_KEEP_ALIVE,
-    MSG_UPGRADE, M_CONNECT, M_GET, M_HEAD, Message,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10,
+    MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_GET, M_HEAD, Message,
 )
 
 
@@ -175,7 +175,7 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
             used += r
             if not _begin(w, h):
                 return n
-        elif h.state == H1_BODY:
+        elif h.state == H1_BODY or h.state == H1_TRAILERS:
             if used == n:
                 return n
             x = h.end.ex
@@ -186,7 +186,20 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
                 if h.state == H1_BODY or h.state == H1_TRAILERS:
                     return used
                 continue
-            if h.framing == FRAMING_LENGTH:
+            if h.state == H1_TRAILERS:
+                r = http1_parse_trailers(p + used, n - used, &h.scan, &w.msg)
+                if r == 0:
+                    return used
+                if r < 0:
+                    h.keep_alive = 0
+                    exchange_downstream_failed(w, x, -r)
+                    return n
+                used += r
+                h.scan = 0
+                c.flags &= ~<uint32_t>C_BULK
+                h.state = H1_DONE
+                exchange_request_end(w, x, &w.msg if w.msg.nfields else NULL)
+            elif h.framing == FRAMING_LENGTH:
                 k = n - used
                 if k > h.left:
                     k = <size_t>h.left
@@ -228,31 +241,6 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
                     return n
                 else:
                     return used
-            if c.flags & C_DEAD:
-                return n
-        elif h.state == H1_TRAILERS:
-            if used == n:
-                return n
-            x = h.end.ex
-            if x == NULL:
-                used += _skip(w, h, p + used, n - used)
-                if c.flags & C_DEAD:
-                    return n
-                if h.state == H1_TRAILERS:
-                    return used
-                continue
-            r = http1_parse_trailers(p + used, n - used, &h.scan, &w.msg)
-            if r == 0:
-                return used
-            if r < 0:
-                h.keep_alive = 0
-                exchange_downstream_failed(w, x, -r)
-                return n
-            used += r
-            h.scan = 0
-            c.flags &= ~<uint32_t>C_BULK
-            h.state = H1_DONE
-            exchange_request_end(w, x, &w.msg if w.msg.nfields else NULL)
             if c.flags & C_DEAD:
                 return n
         elif h.state == H1_DONE:
@@ -387,12 +375,6 @@ cdef inline void _spliced(Worker *w, Flow *f, int reason) noexcept nogil:
         conn_resume_input(w, c)
 
 
-cdef inline void conn_resume_input(Worker *w, Conn *c) noexcept nogil:
-    """Look at the socket again after a flow has ended on it."""
-    conn_pause(c)
-    conn_resume(w, c)
-
-
 cdef inline void _splice(Worker *w, H1Server *h, Exchange *x) noexcept nogil:
     """Let the kernel move the rest of a long body where both sides are plaintext."""
     cdef Conn *up
@@ -412,7 +394,7 @@ cdef inline void h1_server_eof(Worker *w, Conn *c) noexcept nogil:
         exchange_downstream_failed(w, h.end.ex, R_DOWNSTREAM_CLOSED)
     elif h.state == H1_DONE:
         h.keep_alive = 0                        # it has shut its side and waits for the answer
-    elif c.tx.bytes + c.wire.bytes == 0:
+    elif conn_queued_bytes(c) == 0:
         h1_server_destroy(w, h)
     else:
         conn_finish(w, c)                       # it still waits for answers
@@ -448,9 +430,9 @@ cdef inline void h1_server_timer(Worker *w, Conn *c) noexcept nogil:
             h1_server_destroy(w, h)
     elif h.state == H1_DISCARD or h.end.ex == NULL:
         h1_server_destroy(w, h)
-    elif c.tx.bytes + c.wire.bytes > 0 or c.flow_out != NULL and c.flow_out.held > 0:
+    elif conn_backlog(c):
         exchange_cut(w, h.end.ex, R_STREAM_TIMEOUT)  # it does not read what it asked for
-    elif h.state == H1_DONE or c.flags & C_PAUSED or c.flow_in != NULL and c.flow_in.held > 0:
+    elif h.state == H1_DONE or conn_held_up(c):
         conn_timeout(w, c, h.listener.conf.stream_idle_timeout_ms)   # the endpoint's turn: its own clock runs
     else:
         h.keep_alive = 0
@@ -473,12 +455,7 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     n = http1_write_status_line(p, m)
     n += http1_copy_fields(p + n, m)
     if m.upgrade.len > 0:                       # 101, 426
-        memcpy(p + n, b"connection: upgrade\r\nupgrade: ", 30)
-        n += 30
-        memcpy(p + n, m.base + m.upgrade.at, m.upgrade.len)
-        n += m.upgrade.len
-        memcpy(p + n, b"\r\n", 2)
-        n += 2
+        n += http1_write_upgrade(p + n, m)
     if m.status >= 200:
         h.out_framing = m.framing
         if m.framing == FRAMING_CHUNKED or m.framing == FRAMING_CLOSE:
@@ -492,8 +469,7 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
         if w.draining or _is_old(w, h) or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m):
             h.keep_alive = 0
         if m != &w.answer and h.listener.conf.via:
-            memcpy(p + n, b"via: 1.0 fastmesh\r\n" if m.flags & MSG_HTTP10 else b"via: 1.1 fastmesh\r\n", 19)
-            n += 19
+            n += http1_write_via(p + n, m.flags & MSG_HTTP10 != 0)
         if not h.keep_alive:
             memcpy(p + n, b"connection: close\r\n", 19)
             n += 19
@@ -516,42 +492,12 @@ cdef inline bint _rest_is_worth_it(Worker *w, H1Server *h, Message *m) noexcept 
     return m != &w.answer or h.framing == FRAMING_CHUNKED or h.left <= SKIP_BYTES
 
 
-cdef inline int chunk(Worker *w, Conn *c, const char *data, size_t n) noexcept nogil:
-    """Queue one chunk (RFC 9112 7.1)."""
-    cdef char *p = queue_reserve(&w.pool, &c.tx, HTTP1_CHUNK_SIZE_MAX)
-    cdef int r
-    if p == NULL:
-        return -R_NO_MEMORY
-    queue_commit(&c.tx, http1_write_chunk_size(p, n))
-    r = conn_write_body(w, c, data, n)
-    if r < 0:
-        return r
-    return conn_write(w, c, b"\r\n", 2)
-
-
-cdef inline int last_chunk(Worker *w, Conn *c, Message *trailers) noexcept nogil:
-    """Queue the last chunk with its trailer section."""
-    cdef char *p
-    cdef size_t n
-    if trailers == NULL:
-        return conn_write(w, c, b"0\r\n\r\n", 5)
-    p = queue_reserve(&w.pool, &c.tx, trailers.head_len + 8)
-    if p == NULL:
-        return -R_NO_MEMORY
-    memcpy(p, b"0\r\n", 3)
-    n = 3 + http1_copy_fields(p + 3, trailers)
-    memcpy(p + n, b"\r\n", 2)
-    queue_commit(&c.tx, n + 2)
-    conn_dirty(w, c)
-    return 0
-
-
 cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept nogil:
     cdef H1Server *h = <H1Server *>e
     if n == 0 or h.head_only or h.out_framing == FRAMING_NONE:
         return 0
     if h.out_framing == FRAMING_CHUNKED:
-        return chunk(w, h.conn, p, n)
+        return h1_chunk(w, h.conn, p, n)
     return conn_write_body(w, h.conn, p, n)
 
 
@@ -559,7 +505,7 @@ cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil
     cdef H1Server *h = <H1Server *>e
     cdef int r
     if h.out_framing == FRAMING_CHUNKED and not h.head_only:
-        r = last_chunk(w, h.conn, trailers)
+        r = h1_last_chunk(w, h.conn, trailers)
         if r < 0:
             return r
     # A final answer instead of 100: the client keeps the body to itself (RFC 9110 10.1.1), and waits for the
@@ -616,20 +562,12 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
 
 
 cdef inline void h1_server_init(ConnOps *ops, EndOps *end) noexcept nogil:
-    ops.on_input = h1_server_input
-    ops.on_eof = h1_server_eof
-    ops.on_drained = h1_server_drained
-    ops.on_error = h1_server_error
-    ops.on_ready = h1_server_ready
-    ops.on_timer = h1_server_timer
-    end.head = _end_head
-    end.data = _end_data
-    end.finish = _end_finish
-    end.release = _end_release
-    end.abort = _end_abort
-    end.resume = _end_resume
-    end.raw = _end_raw
-    end.detach = _end_detach
+    ops[0] = ConnOps(
+        on_input=h1_server_input, on_eof=h1_server_eof, on_drained=h1_server_drained, on_error=h1_server_error,
+        on_ready=h1_server_ready, on_timer=h1_server_timer)
+    end[0] = EndOps(
+        head=_end_head, data=_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
+        resume=_end_resume, raw=_end_raw, detach=_end_detach)
 
 
 cdef inline void h1_server_drain(Worker *w, H1Server *h) noexcept nogil:

@@ -440,9 +440,5 @@ cdef inline void listener_close(Worker *w, Listener *l) noexcept nogil:
 
 
 cdef inline void listener_init(ConnOps *ops) noexcept nogil:
-    ops.on_input = _input
-    ops.on_eof = _eof
-    ops.on_drained = _drained
-    ops.on_error = _error
-    ops.on_ready = _ready
-    ops.on_timer = _timer
+    ops[0] = ConnOps(
+        on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_error, on_ready=_ready, on_timer=_timer)

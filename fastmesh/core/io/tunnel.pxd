@@ -354,15 +354,9 @@ cdef inline void tunnel_timer(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef inline void tunnel_init(ConnOps *down, ConnOps *up) noexcept nogil:
-    down.on_input = tunnel_input
-    down.on_eof = tunnel_eof
-    down.on_drained = tunnel_drained
-    down.on_error = tunnel_down_error
-    down.on_ready = tunnel_down_ready
-    down.on_timer = tunnel_timer
-    up.on_input = tunnel_input
-    up.on_eof = tunnel_eof
-    up.on_drained = tunnel_drained
-    up.on_error = tunnel_up_error
-    up.on_ready = tunnel_up_ready
-    up.on_timer = tunnel_timer
+    down[0] = ConnOps(
+        on_input=tunnel_input, on_eof=tunnel_eof, on_drained=tunnel_drained, on_error=tunnel_down_error,
+        on_ready=tunnel_down_ready, on_timer=tunnel_timer)
+    up[0] = ConnOps(
+        on_input=tunnel_input, on_eof=tunnel_eof, on_drained=tunnel_drained, on_error=tunnel_up_error,
+        on_ready=tunnel_up_ready, on_timer=tunnel_timer)

@@ -12,29 +12,30 @@ from fastmesh.core.base.buffer cimport Queue, queue_move
 from fastmesh.core.base.list cimport list_empty, list_remove
 from fastmesh.core.base.reason cimport (
     R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_IDENTITY_EXPIRED, R_NO_MEMORY,
-    R_OVERLOADED,
-    R_UPSTREAM_TLS_HANDSHAKE,
+    R_OVERLOADED, R_UPSTREAM_TLS_HANDSHAKE,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport conn_expired, conn_expires, identity_over
-from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_dirty, conn_resume_later, conn_timeout
+from fastmesh.core.io.connection cimport (
+    conn_close, conn_deadline, conn_dirty, conn_queued_bytes, conn_resume_later, conn_timeout,
+)
 from fastmesh.core.io.connection_turn cimport conn_open
-from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_lost, h1_client_of_idle
+from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_READABLE, C_RDHUP, C_TLS, C_TX_HIGH, C_UPSTREAM, C_WRITABLE, Conn, Exchange,
+    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_RDHUP, C_READABLE, C_TLS, C_TX_HIGH, C_UPSTREAM, Conn, Exchange,
     H1Client, H1_CONNECTING, H1_HEAD, TX_HIGH, Upstream, Worker, X_FRESH, X_REQ_DONE, X_REUSED, X_TUNNEL,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
 from fastmesh.core.sys.posix cimport (
-    AF_UNIX, EACCES, EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH,
-    ENFILE, ENOENT, EPERM, ETIMEDOUT, IPPROTO_TCP, MSG_PEEK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET,
-    SO_ERROR, TCP_NODELAY, c_close, c_connect, c_recv, c_socket, errno, getsockopt, setsockopt, sockaddr, socklen_t,
+    AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
+    IPPROTO_TCP, MSG_PEEK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, TCP_NODELAY, c_close,
+    c_connect, c_recv, c_socket, errno, getsockopt, setsockopt, sockaddr, socklen_t,
 )
 from fastmesh.core.traffic.counters cimport (
-    G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED, K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES,
+    G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED, K_UPSTREAM_CONNECTIONS,
+    K_UPSTREAM_CONNECT_FAILURES,
 )
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_MESH, TLS_NONE, TLS_PUBLIC
-from fastmesh.core.wire.message cimport FRAMING_NONE
 from fastmesh.core.wire.tls cimport tls_open
 
 cdef enum:
@@ -138,7 +139,7 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     if not x.flags & (X_FRESH | X_TUNNEL):
         while not list_empty(&u.idle):
             h = h1_client_of_idle(u.idle.next)
-            if h.conn.tx.bytes + h.conn.wire.bytes > 0:
+            if conn_queued_bytes(h.conn) > 0:
                 break                            # it, and all behind it, still have something to send
             if conn_expired(w, h.conn):
                 w.row.counters[K_RETIRED_CERTIFICATE_UPSTREAM] += 1

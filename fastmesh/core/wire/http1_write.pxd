@@ -66,6 +66,20 @@ cdef inline size_t http1_write_status_line(char *out, const Message *m) noexcept
     return <size_t>m.reason.len + 15
 
 
+cdef inline size_t http1_write_via(char *out, bint http10) noexcept nogil:
+    """Via for a message that was received as HTTP/1.0 or HTTP/1.1 (RFC 9110 7.6.3)."""
+    memcpy(out, b"via: 1.0 fastmesh\r\n" if http10 else b"via: 1.1 fastmesh\r\n", 19)
+    return 19
+
+
+cdef inline size_t http1_write_upgrade(char *out, const Message *m) noexcept nogil:
+    """Upgrade as it was received, and the Connection that it wants (RFC 9110 7.8)."""
+    memcpy(out, b"connection: upgrade\r\nupgrade: ", 30)
+    memcpy(out + 30, m.base + m.upgrade.at, m.upgrade.len)
+    memcpy(out + 30 + m.upgrade.len, b"\r\n", 2)
+    return <size_t>m.upgrade.len + 32
+
+
 cdef inline size_t http1_copy_fields_skip(char *out, const Message *m, uint64_t skip) noexcept nogil:
     """The fields that go on, without those whose FieldId is a bit of `skip`; a run is one memcpy."""
     cdef const Field *f
