@@ -15,8 +15,10 @@ taken away after.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -103,11 +105,8 @@ def rotate_issuer(
     now: float | None = None,
 ) -> NewCa:
     """Makes a new issuing CA. What the old one signed stays valid to its end. Raises PkiError."""
-    layout = Layout(pki)
-    with failures(f"no issuing CA can be made in {pki}"), locked(layout):
-        moment = time.time() if now is None else now
+    with _opened(pki, f"no issuing CA can be made in {pki}", now) as (layout, at, moment):
         facts = _with(read_facts(layout), key, "issuer_life", life)
-        at = _state(layout)
         if at is not None and at.step == "retire":
             raise PkiError("the root is being retired", f"finish that first: {_rotate('retire', pki)}")
         under_next = at is not None and at.step == "switch"
@@ -124,22 +123,16 @@ def introduce(
 ) -> Rotated:
     """Makes the next root, its key encrypted with the same passphrase, and tells everybody to trust it.
     Raises PkiError."""
-    layout = Layout(pki)
-    with failures(f"the root in {pki} cannot be replaced"), locked(layout):
-        moment = time.time() if now is None else now
-        at = _state(layout)
-        if at is None:
-            at = _next_root(layout, _with(read_facts(layout), key, "root_life", life), opening, moment)
-        elif at.step != "introduce":
+    with _opened(pki, f"the root in {pki} cannot be replaced", now) as (layout, begun, moment):
+        if begun is not None and begun.step != "introduce":
             raise PkiError(
-                f"the next root is introduced already, and the step {at.step} begun",
-                f"go on with: {_rotate(at.step if not at.done else 'retire', pki)}",
+                f"the next root is introduced already, and the step {begun.step} begun",
+                f"go on with: {_rotate(begun.step if not begun.done else 'retire', pki)}",
             )
+        at = begun or _next_root(layout, _with(read_facts(layout), key, "root_life", life), opening, moment)
         new = _certificate(layout.next_root)
         trust.write_bundle(layout, _roots_with(layout, new))
-        remarks = trust.republish(layout, trust.read(layout, moment))
-        _write(layout, replace(at, done=True))
-        return Rotated(_ca(new), remarks)
+        return _done(layout, replace(at, done=True), moment, new)
 
 
 def switch(
@@ -151,10 +144,7 @@ def switch(
     now: float | None = None,
 ) -> Rotated:
     """Issues under the next root from now on. Nothing that was issued changes. Raises PkiError."""
-    layout = Layout(pki)
-    with failures(f"the root in {pki} cannot be replaced"), locked(layout):
-        moment = time.time() if now is None else now
-        at = _state(layout)
+    with _opened(pki, f"the root in {pki} cannot be replaced", now) as (layout, at, moment):
         if at is None or (at.step == "introduce" and not at.done):
             raise PkiError("the next root is not introduced yet", f"run: {_rotate('introduce', pki)}")
         if at.step == "retire":
@@ -163,9 +153,7 @@ def switch(
             facts = _with(read_facts(layout), key, "issuer_life", life)
             _new_issuer(layout, facts, opening, moment, under_next=True)
         files.tidy_entry(layout.issuer)
-        remarks = trust.republish(layout, trust.read(layout, moment))
-        _write(layout, replace(at, step="switch", done=True))
-        return Rotated(_ca(_certificate(layout.issuer)), remarks)
+        return _done(layout, replace(at, step="switch", done=True), moment, _certificate(layout.issuer))
 
 
 def retire(pki: Path, *, force: bool = False, now: float | None = None) -> Rotated:
@@ -174,10 +162,7 @@ def retire(pki: Path, *, force: bool = False, now: float | None = None) -> Rotat
     Raises PkiError; unless `force`, when a workload's certificate that needs the old root is neither expired
     nor revoked.
     """
-    layout = Layout(pki)
-    with failures(f"the old root in {pki} cannot be retired"), locked(layout):
-        moment = time.time() if now is None else now
-        at = _state(layout)
+    with _opened(pki, f"the old root in {pki} cannot be retired", now) as (layout, at, moment):
         if at is None:
             return Rotated(_ca(_certificate(layout.root)), [])
         if at.step == "introduce" or (at.step == "switch" and not at.done):
@@ -186,9 +171,23 @@ def retire(pki: Path, *, force: bool = False, now: float | None = None) -> Rotat
         if at.step == "switch":
             if not force:
                 _refuse_early(layout, at, moment)
-            at = State("retire", False, at.old, at.new)
-            _write(layout, at)
+            _write(layout, replace(at, step="retire", done=False))
         return _retire(layout, at, moment)
+
+
+@contextlib.contextmanager
+def _opened(pki: Path, what: str, now: float | None) -> Iterator[tuple[Layout, State | None, float]]:
+    """The authority, locked: where it lies, how far its root's replacement is, and the moment of the step."""
+    layout = Layout(pki)
+    with failures(what), locked(layout):
+        yield layout, _state(layout), time.time() if now is None else now
+
+
+def _done(layout: Layout, at: State, moment: float, ca: x509.Certificate) -> Rotated:
+    """What was issued hears of it, then the step is over."""
+    remarks = trust.republish(layout, trust.read(layout, moment))
+    _write(layout, at)
+    return Rotated(_ca(ca), remarks)
 
 
 def _retire(layout: Layout, at: State, moment: float) -> Rotated:
