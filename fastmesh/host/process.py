@@ -1,4 +1,4 @@
-"""Making processes: fork, what a child may keep open, how it ended; and a line for the operator."""
+"""Making processes: fork, what may be open in them, how they ended; and a line for the operator."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ def fill_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process may have: the soft limit is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def fork(child: Callable[[], int], keep: Iterable[int]) -> int:

@@ -1,0 +1,56 @@
+"""What the parts of a supervisor share: how far its run is, what it holds, and the snapshot in use."""
+
+from __future__ import annotations
+
+import os
+
+from fastmesh._core import Area
+from fastmesh.host.activation import Activation
+from fastmesh.host.sockets import ListenerSet
+from fastmesh.host.timers import Timers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from fastmesh.host.channel import Frame
+
+    Phase = Literal["agent", "boot", "run", "drain", "stop"]
+
+# Rows of the shared counters. The configuration, which says how many workers there are, is read later by a
+# process that already maps them; rows that nobody uses cost address space only.
+MAX_WORKERS = 256
+# How long each half of the start may take.
+BOOT_S = 30.0
+
+
+class StartError(Exception):
+    """The start has failed: the exit code and the reason."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Run:
+    """One run of the proxy. `workers` overrides the configuration."""
+
+    def __init__(self, config: str, workers: int | None) -> None:
+        self.config = config
+        self.workers = workers
+        self.label = os.path.basename(config)
+        # agent: it reads the file; boot: workers start; run; drain: exchanges end; stop: the agent ends
+        self.phase: Phase = "agent"
+        self.timers = Timers()
+        self.activation = Activation()
+        self.listeners = ListenerSet(self.activation)
+        self.area = Area.create(workers or MAX_WORKERS)
+        # The snapshot in use: as the agent sent it, and the part that is decided with here.
+        self.frame = b""
+        self.snapshot: dict[str, Any] = {}
+
+    def take(self, frame: Frame) -> None:
+        """Use this snapshot from now on; services and keys stay in the frame only."""
+        self.frame = frame.body
+        snapshot = frame.message["snapshot"]
+        self.snapshot = {key: snapshot[key] for key in ("number", "workers", "drain_ms", "admin")}
