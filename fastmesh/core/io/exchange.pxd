@@ -11,24 +11,25 @@
 # before anything of the request left, whatever the request: nothing of it was sent; (b) when a reused connection
 # died without a byte of answer and the request is still here whole (`replay`), once and on a fresh connection.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, memset
 from libc.time cimport gmtime_r, strftime, time, time_t, tm
 
 from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, Queue, buf_drop, buf_get, queue_clear
 from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_NOT_ALLOWED, R_DENIED, R_DOWNSTREAM_CLOSED, R_INTERNAL, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY,
-    R_NO_SERVICE, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
+    R_CONNECT_NOT_ALLOWED, R_DENIED, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
+    R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
-    End, Exchange, Listener, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_HEAD_SENT, X_LOG, X_OPAQUE, X_REQ_DONE,
-    X_RESP_DONE, X_REUSED, X_TUNNEL, X_UPGRADE,
+    End, Exchange, Listener, Peer, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_HEAD_SENT, X_LOG, X_OPAQUE,
+    X_REQ_DONE, X_RESP_DONE, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
-from fastmesh.core.sys.atomic cimport fm_likely, fm_unlikely
+from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
@@ -36,14 +37,11 @@ from fastmesh.core.traffic.counters cimport (
     S_REUSED_DEAD, S_STATUS_1XX, S_STATUS_NONE, ServiceRow, latency_bucket, ring_write,
 )
 from fastmesh.core.traffic.route cimport route
-from fastmesh.core.traffic.snapshot cimport (
-    ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, Service, Snapshot, TLS_MESH, Text,
-)
+from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, TLS_MESH, Text
 from fastmesh.core.wire.http1 cimport http1_parse_response
 from fastmesh.core.wire.message cimport (
     MSG_HTTP10, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, Message,
 )
-from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 
 
 cdef inline Exchange *exchange_of_all(void *node) noexcept nogil:
@@ -283,8 +281,8 @@ cdef inline void exchange_keep_log(Worker *w, Exchange *x, Message *m) noexcept 
         n[1] = m.authority.len if m.authority.len < 256 else 256
         src[2] = m.base + m.path.at
         n[2] = m.path.len if m.path.len < 1536 else 1536
-    src[3] = x.peer
-    n[3] = x.peer_len
+    src[3] = x.peer.text
+    n[3] = x.peer.len
     p = x.log.data
     for i in range(4):
         if n[i]:
@@ -294,8 +292,7 @@ cdef inline void exchange_keep_log(Worker *w, Exchange *x, Message *m) noexcept 
     x.flags |= X_LOG
 
 
-cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Interned *identity, const char *peer,
-                                    uint8_t peer_len, uint8_t ip_len) noexcept nogil:
+cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Interned *identity, Peer *peer) noexcept nogil:
     """A new exchange with nothing decided yet; NULL without memory. `peer` outlives it."""
     cdef Exchange *x = <Exchange *>slab_get(&w.exchanges)
     if fm_unlikely(x == NULL):
@@ -310,8 +307,6 @@ cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Interned 
     x.identity = identity
     x.start_us = w.now_us
     x.peer = peer
-    x.peer_len = peer_len
-    x.ip_len = ip_len
     list_append(&w.all_exchanges, &x.all)
     w.row.counters[G_EXCHANGES] += 1
     return x

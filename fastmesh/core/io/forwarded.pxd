@@ -4,7 +4,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmesh.core.io.state cimport Exchange
+from fastmesh.core.io.state cimport Exchange, Peer
 from fastmesh.core.traffic.snapshot cimport FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf
 from fastmesh.core.wire.message cimport (
     F_FORWARDED, F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field,
@@ -48,20 +48,21 @@ cdef inline size_t _forwarded_value(char *out, Exchange *x, Message *m) noexcept
     """One element of Forwarded (RFC 7239 4): for, host, proto. At most 600 bytes."""
     cdef size_t n = 4
     cdef size_t i
-    cdef bint v6 = x.ip_len > 0 and x.peer[0] == c"["
+    cdef Peer *peer = x.peer
+    cdef bint v6 = peer.ip_len > 0 and peer.text[0] == c"["
     cdef bint token = m.authority.len > 0 and m.authority.len <= 255
     memcpy(out, b"for=", 4)
-    if x.ip_len == 0:
+    if peer.ip_len == 0:
         memcpy(out + n, b"unknown", 7)
         n += 7
     elif v6:
         out[n] = c'"'
-        memcpy(out + n + 1, x.peer, x.ip_len)
-        out[n + 1 + x.ip_len] = c'"'
-        n += x.ip_len + 2
+        memcpy(out + n + 1, peer.text, peer.ip_len)
+        out[n + 1 + peer.ip_len] = c'"'
+        n += peer.ip_len + 2
     else:
-        memcpy(out + n, x.peer, x.ip_len)
-        n += x.ip_len
+        memcpy(out + n, peer.text, peer.ip_len)
+        n += peer.ip_len
     if token:
         memcpy(out + n, b";host=\"", 7)
         n += 7
@@ -85,8 +86,8 @@ cdef inline size_t forwarded_fields(char *out, Exchange *x, Message *m, uint64_t
     cdef uint64_t have = _present(m)
     cdef size_t n = 0
     cdef char element[640]
-    cdef const char *ip = x.peer
-    cdef size_t ip_len = x.ip_len
+    cdef const char *ip = x.peer.text
+    cdef size_t ip_len = x.peer.ip_len
     cdef int mode = conf.forwarded
     cdef bint inside
     skip[0] = 0

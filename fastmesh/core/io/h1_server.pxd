@@ -5,21 +5,21 @@
 # read is answered and the connection closed; what the client still sends then is thrown away for a bounded
 # time, so that it can read our answer (RFC 9112 9.6).
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
 from fastmesh.core.base.reason cimport (
     R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
 )
-from fastmesh.core.base.shared cimport Shared, shared_put
+from fastmesh.core.base.shared cimport shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
-from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport (
     conn_backlog, conn_close, conn_deadline, conn_end_output, conn_finish, conn_held_up, conn_pause,
     conn_queued_bytes, conn_resume, conn_resume_input, conn_timeout,
 )
 from fastmesh.core.io.connection_output cimport conn_queued, conn_write_body
+from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, downstream_await, downstream_free, downstream_is_old
 from fastmesh.core.io.exchange cimport (
     answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_replay, exchange_free,
     exchange_keep_log, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
@@ -27,13 +27,11 @@ from fastmesh.core.io.exchange cimport (
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_TLS, C_TX_HIGH, Conn, ConnOps, End, EndOps, Exchange,
-    Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES, Listener,
-    SPLICE_MIN, Worker,
+    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_TLS, C_TX_HIGH, Conn, ConnOps, Downstream, End, EndOps,
+    Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
+    Listener, SPLICE_MIN, Worker,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
-from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
-from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (
@@ -51,74 +49,37 @@ from fastmesh.core.wire.message cimport (
 
 cdef enum:
     SKIP_BYTES = 65536            # most of a body that is read away to keep the connection
-    DRAIN_GRACE_MS = 200          # an idle connection stays this long after a drain has begun
 
 
-cdef inline H1Server *h1_server_open(Worker *w, Conn *c, Listener *l, const PolicyFacts *facts, Shared *client_cert,
-                                     const char *peer, uint8_t peer_len, uint8_t ip_len) noexcept nogil:
-    """Serve HTTP/1.1 on `c`; takes the reference on `client_cert`. NULL without memory: both stay the caller's."""
+cdef inline H1Server *h1_server_open(Worker *w, Conn *c, const Downstream *client) noexcept nogil:
+    """Serve HTTP/1.1 on `c`; takes the reference on the client's certificate. NULL without memory: both stay the
+    caller's."""
     cdef H1Server *h = <H1Server *>slab_get(&w.servers)
     if h == NULL:
         return NULL
     memset(h, 0, sizeof(H1Server))
     h.end.ops = &w.ops.server_end
     h.conn = c
-    h.listener = l
-    h.caller.facts = facts[0]
-    h.client_cert = client_cert
-    h.peer_len = peer_len
-    h.ip_len = ip_len
-    memcpy(h.peer, peer, peer_len)
+    h.client = client[0]
     h.state = H1_HEAD
-    h.opened_ms = w.now_ms
     c.owner = h
     c.ops = &w.ops.h1_server
-    _await(w, h)
+    downstream_await(w, &h.client, c)
     return h
-
-
-cdef inline uint64_t _end_of_age(const H1Server *h) noexcept nogil:
-    """When the connection has reached its age, on the worker's clock; 0: never."""
-    cdef uint64_t end = h.conn.expires_ms
-    cdef uint64_t age = h.listener.conf.max_connection_age_ms
-    if age and (end == 0 or h.opened_ms + age < end):
-        end = h.opened_ms + age
-    return end
-
-
-cdef inline bint _is_old(Worker *w, H1Server *h) noexcept nogil:
-    """Has it reached its age? Counted the first time."""
-    cdef uint64_t end = _end_of_age(h)
-    if end == 0 or w.now_ms < end:
-        return False
-    if not h.retired:
-        h.retired = 1
-        w.row.counters[K_RETIRED_CERTIFICATE_DOWNSTREAM if conn_expired(w, h.conn) else K_RETIRED_AGE] += 1
-    return True
-
-
-cdef inline void _await(Worker *w, H1Server *h) noexcept nogil:
-    """The clock of an idle connection: until the client has been silent for too long, or its age is reached."""
-    cdef uint64_t wait = h.listener.conf.idle_timeout_ms
-    cdef uint64_t end = _end_of_age(h)
-    if end and end < w.now_ms + wait:
-        wait = end - w.now_ms if end > w.now_ms else 1
-    conn_timeout(w, h.conn, <uint32_t>wait)
 
 
 cdef inline void h1_server_destroy(Worker *w, H1Server *h) noexcept nogil:
     """Close the connection and free the codec. No exchange is attached any more."""
     if h.conn != NULL:
         conn_close(w, h.conn)
-    h.listener.nconns -= 1
-    shared_put(&w.client_certs, h.client_cert)
+    downstream_free(w, &h.client)
     slab_put(&w.servers, h)
 
 
 cdef inline void _linger(Worker *w, H1Server *h) noexcept nogil:
     """Close once the answer has left: half-close, throw away what still comes, until the client's end."""
     cdef Conn *c = h.conn
-    conn_timeout(w, c, h.listener.conf.stream_idle_timeout_ms)    # for a client that does not take the answer
+    conn_timeout(w, c, h.client.listener.conf.stream_idle_timeout_ms)    # for a client that does not take the answer
     if c.flags & C_EOF_TOLD:
         conn_finish(w, c)
         return
@@ -131,7 +92,7 @@ cdef inline void _linger(Worker *w, H1Server *h) noexcept nogil:
 
 cdef inline void _refuse(Worker *w, H1Server *h, int reason) noexcept nogil:
     """What the client sent is no request: say so and close."""
-    cdef Exchange *x = exchange_open(w, NULL, h.listener, h.caller.facts.identity, h.peer, h.peer_len, h.ip_len)
+    cdef Exchange *x = exchange_open(w, NULL, h.client.listener, h.client.caller.facts.identity, &h.client.peer)
     if x != NULL:                               # for the counters and the access log
         x.reason = <uint16_t>reason
         x.status = w.reasons[reason].status
@@ -167,7 +128,7 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
             if r <= 0:
                 if r == 0:
                     if c.idle_ms:               # its first bytes: the clock of the whole head starts
-                        conn_deadline(w, c, h.listener.conf.header_timeout_ms)
+                        conn_deadline(w, c, h.client.listener.conf.header_timeout_ms)
                     return used
                 _refuse(w, h, -r)
                 return n
@@ -290,7 +251,7 @@ cdef inline size_t _skip(Worker *w, H1Server *h, const char *p, size_t n) noexce
     h.scan = 0
     h.state = H1_HEAD
     h.conn.flags &= ~<uint32_t>C_BULK
-    _await(w, h)
+    downstream_await(w, &h.client, h.conn)
     return used
 
 
@@ -319,7 +280,7 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     cdef Conn *c = h.conn
     cdef Message *m = &w.msg
     cdef Exchange *x
-    cdef Listener *l = h.listener
+    cdef Listener *l = h.client.listener
     h.framing = m.framing
     h.head_only = m.method == M_HEAD
     h.http10 = 1 if m.flags & MSG_HTTP10 else 0
@@ -341,14 +302,14 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
         if m.framing == FRAMING_CHUNKED or m.length >= INPUT_SCRATCH:
             c.flags |= C_BULK
     conn_timeout(w, c, l.conf.stream_idle_timeout_ms)
-    x = exchange_open(w, &h.end, l, h.caller.facts.identity, h.peer, h.peer_len, h.ip_len)
+    x = exchange_open(w, &h.end, l, h.client.caller.facts.identity, &h.client.peer)
     if fm_unlikely(x == NULL):
         c.flags |= C_CUT
         h1_server_destroy(w, h)
         return False
     x.secure = 1 if c.flags & C_TLS else 0
-    x.client_cert = h.client_cert
-    exchange_begin(w, x, m, &h.caller)
+    x.client_cert = h.client.client_cert
+    exchange_begin(w, x, m, &h.client.caller)
     if c.flags & C_DEAD:
         return False
     if h.end.ex == x and h.state == H1_DONE:
@@ -424,7 +385,7 @@ cdef inline void h1_server_timer(Worker *w, Conn *c) noexcept nogil:
     if h.state == H1_HEAD:
         if c.rx != NULL and not c.flags & C_PAUSED:
             _refuse(w, h, R_HEADER_TIMEOUT)
-        elif not h.retired and _is_old(w, h):
+        elif not h.client.retired and downstream_is_old(w, &h.client, c):
             conn_timeout(w, c, DRAIN_GRACE_MS)  # a request may be on its way: it is served
         else:
             h1_server_destroy(w, h)
@@ -433,7 +394,7 @@ cdef inline void h1_server_timer(Worker *w, Conn *c) noexcept nogil:
     elif conn_backlog(c):
         exchange_cut(w, h.end.ex, R_STREAM_TIMEOUT)  # it does not read what it asked for
     elif h.state == H1_DONE or conn_held_up(c):
-        conn_timeout(w, c, h.listener.conf.stream_idle_timeout_ms)   # the endpoint's turn: its own clock runs
+        conn_timeout(w, c, h.client.listener.conf.stream_idle_timeout_ms)   # the endpoint's turn: its own clock runs
     else:
         h.keep_alive = 0
         exchange_downstream_failed(w, h.end.ex, R_BODY_TIMEOUT)
@@ -466,9 +427,10 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
                 h.out_framing = FRAMING_CHUNKED
                 memcpy(p + n, b"transfer-encoding: chunked\r\n", 28)
                 n += 28
-        if w.draining or _is_old(w, h) or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m):
+        if (w.draining or downstream_is_old(w, &h.client, c)
+                or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m)):
             h.keep_alive = 0
-        if m != &w.answer and h.listener.conf.via:
+        if m != &w.answer and h.client.listener.conf.via:
             n += http1_write_via(p + n, m.flags & MSG_HTTP10 != 0)
         if not h.keep_alive:
             memcpy(p + n, b"connection: close\r\n", 19)
@@ -525,7 +487,7 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
         return
     if h.state == H1_DONE:
         h.state = H1_HEAD
-        _await(w, h)
+        downstream_await(w, &h.client, h.conn)
     elif h.framing == FRAMING_CHUNKED:
         h.left = 0                              # counts what is read away
     if not c.flags & C_TX_HIGH:
@@ -556,7 +518,7 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
     c.owner = NULL
     c.ops = NULL
     e.ex.client_cert = NULL
-    shared_put(&w.client_certs, h.client_cert)
+    shared_put(&w.client_certs, h.client.client_cert)
     slab_put(&w.servers, h)
     return c
 

@@ -9,44 +9,41 @@
 # begin in a second (IPv6: a /64, which is what one customer has), and how many go on in one turn (conn_shake). One
 # over a limit costs an accept and a close. A client that has not said a word holds no TLS object.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memset
 
-from fastmesh.core.base.intern cimport Interned, intern
+from fastmesh.core.base.intern cimport intern
 from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.rate cimport rate_allows, rate_key
-from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.base.reason cimport (
-    R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_PROTOCOL_UNKNOWN,
-    R_TLS_BUSY, R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_NOT_TLS, R_TLS_RATE, R_TLS_TIMEOUT,
+    R_DOWNSTREAM_CLOSED, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_TLS_BUSY, R_TLS_HANDSHAKE,
+    R_TLS_IDENTITY, R_TLS_NOT_TLS, R_TLS_RATE, R_TLS_TIMEOUT,
 )
-from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
+from fastmesh.core.base.shared cimport shared_put
+from fastmesh.core.base.timer cimport Timer, timer_start, timer_stop
 from fastmesh.core.io.age cimport conn_expires, identity_over
-from fastmesh.core.io.connection cimport conn_close, conn_deadline, conn_timeout
+from fastmesh.core.io.connection cimport conn_close, conn_deadline
 from fastmesh.core.io.connection_turn cimport conn_open
-from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_open
+from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, peer_certificate, peer_facts, peer_text
+from fastmesh.core.io.h1_server cimport h1_server_open
 from fastmesh.core.io.state cimport (
-    C_CUT, C_DEAD, C_EARLY, C_HANDSHAKE, C_RDHUP, C_READABLE, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Listener, PEER_TEXT,
-    Source, Worker,
+    C_DEAD, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_accept
 from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.sys.posix cimport (
-    AF_INET, AF_INET6, EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CTL_ADD,
-    EPOLL_CTL_DEL, SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, c_close, epoll_ctl, epoll_event, errno, getpeername,
-    getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+    ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, accept4, c_close, epoll_ctl, epoll_event, errno, getpeername, sockaddr, sockaddr_storage,
+    socklen_t,
 )
 from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
-    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, SniRoute, TLS_MESH, TLS_NONE,
-    TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
+    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, SniRoute, TLS_MESH, TLS_PASSTHROUGH,
+    TLS_PERMISSIVE, TLS_PUBLIC,
 )
-from fastmesh.core.wire.sniff cimport (
-    SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello,
-)
-from fastmesh.core.wire.tls cimport tls_open, tls_peer_hash, tls_peer_id
+from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello
+from fastmesh.core.wire.tls cimport tls_open, tls_peer_id
 
 cdef enum:
     ACCEPT_BATCH = 64
@@ -55,76 +52,6 @@ cdef enum:
     DETECT_MS = 100
     DETECT_BYTES = 64
     INBOUND_HANDSHAKE_MS = 5000
-
-
-cdef inline void _peer_text(const sockaddr_storage *a, char *text, uint8_t *n, uint8_t *ip_len) noexcept nogil:
-    """ "192.0.2.1:443" or "[2001:db8::1]:443"; empty for unix sockets. An IPv4 address mapped into IPv6 is
-    shown as what it is."""
-    cdef char ip[64]
-    cdef const sockaddr_in *v4 = <const sockaddr_in *>a
-    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>a
-    cdef int k = 0
-    ip_len[0] = 0
-    if a.ss_family == AF_INET:
-        inet_ntop(AF_INET, &v4.sin_addr, ip, sizeof(ip))
-        k = snprintf(text, PEER_TEXT, b"%s:%u", ip, <unsigned int>ntohs(v4.sin_port))
-        ip_len[0] = <uint8_t>strlen(ip)
-    elif a.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &v6.sin6_addr, ip, sizeof(ip))
-        if memcmp(ip, b"::ffff:", 7) == 0 and ip[7] != 0:
-            k = snprintf(text, PEER_TEXT, b"%s:%u", ip + 7, <unsigned int>ntohs(v6.sin6_port))
-            ip_len[0] = <uint8_t>(strlen(ip) - 7)
-        else:
-            k = snprintf(text, PEER_TEXT, b"[%s]:%u", ip, <unsigned int>ntohs(v6.sin6_port))
-            ip_len[0] = <uint8_t>(strlen(ip) + 2)
-    n[0] = <uint8_t>k
-
-
-cdef inline void _facts(Conn *c, const sockaddr_storage *peer, PolicyFacts *facts) noexcept nogil:
-    """What rules can know of a connection, its identity left out."""
-    cdef sockaddr_storage local
-    cdef socklen_t size = sizeof(sockaddr_storage)
-    cdef const char *ip = <const char *>&(<const sockaddr_in6 *>peer).sin6_addr
-    memset(facts, 0, sizeof(PolicyFacts))
-    if peer.ss_family == AF_INET:
-        facts.family = 4
-        memcpy(facts.address, &(<const sockaddr_in *>peer).sin_addr, 4)
-    elif peer.ss_family == AF_INET6:
-        if memcmp(ip, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0:      # IPv4 on a socket for both
-            facts.family = 4
-            memcpy(facts.address, ip + 12, 4)
-        else:
-            facts.family = 6
-            memcpy(facts.address, ip, 16)
-    if getsockname(c.src.fd, <sockaddr *>&local, &size) == 0:
-        if local.ss_family == AF_INET:
-            facts.port = ntohs((<sockaddr_in *>&local).sin_port)
-        elif local.ss_family == AF_INET6:
-            facts.port = ntohs((<sockaddr_in6 *>&local).sin6_port)
-
-
-cdef inline Shared *_client_cert(Worker *w, Conn *c, const Interned *identity) noexcept nogil:
-    """What the application is told of the caller, in Envoy's syntax for x-forwarded-client-cert. A SPIFFE id
-    has no character that would need quotes."""
-    cdef unsigned char digest[32]
-    cdef char text[4800]
-    cdef const char *digits = b"0123456789abcdef"
-    cdef size_t n = w.snapshot.own_id.len
-    cdef int i
-    if n + identity.len + 96 > sizeof(text) or not tls_peer_hash(&c.tls, digest):
-        return NULL
-    memcpy(text, b"By=", 3)
-    memcpy(text + 3, w.snapshot.own_id.ptr, n)
-    n += 3
-    memcpy(text + n, b";Hash=", 6)
-    n += 6
-    for i in range(32):
-        text[n] = digits[digest[i] >> 4]
-        text[n + 1] = digits[digest[i] & 15]
-        n += 2
-    memcpy(text + n, b";URI=", 5)
-    memcpy(text + n + 5, identity.text, identity.len)
-    return shared_get(&w.client_certs, text, <uint32_t>(n + 5 + identity.len))
 
 
 cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
@@ -149,18 +76,18 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     cdef Listener *l = <Listener *>c.owner
     cdef sockaddr_storage address
     cdef socklen_t size = sizeof(sockaddr_storage)
-    cdef char peer[56]
-    cdef uint8_t peer_len = 0
-    cdef uint8_t ip_len = 0
     cdef char id[2304]
     cdef size_t n
-    cdef PolicyFacts facts
-    cdef Shared *client_cert = NULL
+    cdef Downstream d
+    cdef PolicyFacts *facts = &d.caller.facts
     if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
         _close(w, c, R_DOWNSTREAM_CLOSED)
         return
-    _peer_text(&address, peer, &peer_len, &ip_len)
-    _facts(c, &address, &facts)
+    memset(&d, 0, sizeof(Downstream))
+    d.listener = l
+    d.opened_ms = w.now_ms
+    peer_text(&d.peer, &address)
+    peer_facts(c, &address, facts)
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
         n = tls_peer_id(&c.tls, id, sizeof(id))
         if n > 0:
@@ -169,15 +96,15 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
             _close(w, c, R_TLS_IDENTITY)
             return
     if not http:
-        tunnel_accept(w, c, l, service, &facts, peer, peer_len, ip_len)
+        tunnel_accept(w, c, l, service, facts, &d.peer)
         return
     if facts.identity != NULL and (l.conf.client_cert == FWD_REPLACE or l.conf.client_cert == FWD_APPEND):
-        client_cert = _client_cert(w, c, facts.identity)
-        if client_cert == NULL:
+        d.client_cert = peer_certificate(w, c, facts.identity)
+        if d.client_cert == NULL:
             _close(w, c, R_NO_MEMORY)
             return
-    if h1_server_open(w, c, l, &facts, client_cert, peer, peer_len, ip_len) == NULL:
-        shared_put(&w.client_certs, client_cert)
+    if h1_server_open(w, c, &d) == NULL:
+        shared_put(&w.client_certs, d.client_cert)
         _close(w, c, R_NO_MEMORY)
     elif w.draining:
         conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
@@ -312,7 +239,7 @@ cdef inline bint _within_rate(Worker *w, Conn *c, uint32_t rate) noexcept nogil:
     cdef PolicyFacts facts
     if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
         return True                              # it has gone: that is found in a moment
-    _facts(c, &address, &facts)
+    peer_facts(c, &address, &facts)
     if facts.family == 0:
         return True                              # a Unix socket: all clients are this machine
     return rate_allows(

@@ -3,41 +3,40 @@
 # A turn: wait, let everything that is ready read and be worked through, flush what was queued, drive a few
 # handshakes of clients, fire timers, flush again, bury the dead. Nothing in it blocks but the wait.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastmesh.core.base.buffer cimport pool_free, pool_in_use, pool_init
 from fastmesh.core.base.intern cimport intern_free
-from fastmesh.core.base.shared cimport shared_free
-from fastmesh.core.base.list cimport Node, list_empty, list_init, list_remove
+from fastmesh.core.base.list cimport Node, list_empty, list_init
 from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
+from fastmesh.core.base.shared cimport shared_free
 from fastmesh.core.base.slab cimport slab_free, slab_init
-from fastmesh.core.base.timer cimport timer_init, wheel_advance, wheel_init, wheel_wait
-from fastmesh.core.io.connection cimport conn_bury, conn_close, conn_deadline, conn_of_all
+from fastmesh.core.base.timer cimport wheel_advance, wheel_init, wheel_wait
+from fastmesh.core.io.connection cimport conn_bury, conn_deadline, conn_of_all
 from fastmesh.core.io.connection_input cimport conn_input
 from fastmesh.core.io.connection_output cimport conn_flush_all
 from fastmesh.core.io.connection_turn cimport conn_ready_all, conn_shake
+from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS
 from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init
-from fastmesh.core.io.h1_server cimport DRAIN_GRACE_MS, h1_server_destroy, h1_server_drain, h1_server_init
+from fastmesh.core.io.h1_server cimport h1_server_drain, h1_server_init
 from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, open_tls, start_tls
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
     C_DEAD, C_PAUSED, C_READABLE, C_SNIFF_TLS, Conn, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener,
-    Source, Tunnel, TURN_EVENTS, Upstream, WIRE_SCRATCH, Worker,
+    Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
 from fastmesh.core.io.upstream cimport dial, hand_over, upstream_connected, upstream_drain, upstream_drop
 from fastmesh.core.sys.openssl cimport RAND_bytes
 from fastmesh.core.sys.posix cimport (
-    CLOCK_MONOTONIC, CLOCK_REALTIME, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait,
-    errno, timespec,
+    CLOCK_MONOTONIC, CLOCK_REALTIME, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait, errno,
+    timespec,
 )
-from fastmesh.core.traffic.counters cimport (
-    AreaHeader, G_BUFFERS, G_COUNT, S_ACTIVE, area_ring, area_service, area_worker,
-)
+from fastmesh.core.traffic.counters cimport AreaHeader, G_BUFFERS, G_COUNT, area_ring, area_worker
 from fastmesh.core.traffic.policy_scratch cimport policy_scratch_free
 from fastmesh.core.wire.tls cimport tls_engine_free, tls_engine_init
 

@@ -7,6 +7,7 @@
 #   Flow       bytes moved by the kernel (splice) from one Conn to another
 #   Upstream   the connections of one worker to one endpoint
 #   Listener   a listening socket and its configuration
+#   Downstream a client's connection: who it is and how long it may stay, whatever it speaks
 #
 # Rules that every function here keeps:
 #   - Nothing is freed while its event batch is being worked through: closed Conns go to `w.dead`.
@@ -146,6 +147,11 @@ cdef struct End:
     EndOps *ops
     Exchange *ex                  # NULL: no exchange
 
+cdef struct Peer:                 # a client's address
+    char text[56]                 # PEER_TEXT: "ip:port"; empty for a Unix socket
+    uint8_t len
+    uint8_t ip_len                # the address alone is text[0:ip_len]
+
 cdef enum:  # ExchangeFlag
     X_REUSED = 1                  # sent on a connection that had served before
     X_BYTE_SEEN = 2               # the endpoint has answered with at least a byte
@@ -186,9 +192,7 @@ cdef struct Exchange:
     uint8_t retries
     uint8_t framing               # of the request: enum Framing
     uint8_t secure                # the client came with TLS
-    const char *peer              # "ip:port" of the client: memory of the downstream end
-    uint8_t peer_len
-    uint8_t ip_len                # of which the address
+    Peer *peer                    # the client: memory of the downstream end
 
 cdef struct Flow:
     Conn *src
@@ -223,14 +227,19 @@ cdef struct Listener:
     Timer timer
     char name[256]
 
+cdef struct Downstream:           # a client's connection as every codec towards clients keeps it
+    Listener *listener            # it is counted there
+    Caller caller                 # who it is, and which rules can concern it
+    Shared *client_cert           # for x-forwarded-client-cert; NULL without identity; a reference
+    uint64_t opened_ms
+    Peer peer
+    uint8_t retired               # its age is reached: it closes after this answer, or soon if there is none
+
 cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream codec's state
     End end                       # first: the exchange gives us an End
     Conn *conn
-    Listener *listener
-    Caller caller                 # who it is, and which rules can concern it
-    Shared *client_cert           # for x-forwarded-client-cert; NULL without identity; a reference
+    Downstream client
     uint64_t left                 # request body bytes to come (length framing); lingering: bytes thrown away
-    uint64_t opened_ms
     Http1Chunked chunked
     uint32_t scan
     uint8_t state                 # enum H1State
@@ -238,13 +247,8 @@ cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream co
     uint8_t out_framing           # of the response
     uint8_t keep_alive            # the connection stays open after this exchange
     uint8_t http10
-    uint8_t version
     uint8_t head_only             # the request is HEAD
-    uint8_t retired               # its age is reached: it closes after this answer, or soon if there is none
     uint8_t expects               # the request said "Expect: 100-continue"
-    uint8_t peer_len
-    char peer[56]                 # "ip:port"; the address alone is peer[0:ip_len]
-    uint8_t ip_len
 
 cdef struct H1Client:             # HTTP/1.1 towards an endpoint
     End end                       # first
@@ -279,9 +283,7 @@ cdef struct Tunnel:               # opaque bytes both ways
     Node all
     Timer expiry                  # the end of the certificates, where tunnels end with them
     uint8_t halves                # directions that have ended
-    uint8_t peer_len
-    uint8_t ip_len
-    char peer[56]
+    Peer peer
 
 cdef struct Ops:                  # vtables: a header-only module can hold no static of its own
     ConnOps h1_server

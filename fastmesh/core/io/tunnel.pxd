@@ -5,14 +5,14 @@
 # with a slow reader stopping its writer. What does not end properly on one side ends with a reset on the other.
 # A Tunnel owns both Conns and the Exchange that accounts for it.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
-from fastmesh.core.base.buffer cimport queue_clear
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CERTIFICATES_OVER, R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE,
-    R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
+    R_CERTIFICATES_OVER, R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT,
+    R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
+    R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
@@ -22,16 +22,17 @@ from fastmesh.core.io.connection cimport (
 )
 from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
 from fastmesh.core.io.exchange cimport exchange_free, exchange_keep_log, exchange_open
-from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible, flow_pump
+from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CONNECTING, C_CUT, C_DEAD, C_EOF_TOLD, C_HANDSHAKE, C_TLS, C_TRUNCATED, Conn, ConnOps, Exchange, Flow,
-    Listener, Tunnel, Upstream, Worker, X_HEAD_SENT, X_LOG, X_OPAQUE, X_REQ_DONE,
+    C_BULK, C_CONNECTING, C_CUT, C_EOF_TOLD, C_HANDSHAKE, C_TRUNCATED, Conn, ConnOps, Exchange, Flow, Listener,
+    Peer, Tunnel, Upstream, Worker, X_OPAQUE,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.admit cimport Caller, admit_opaque
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
-    G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES,
+    G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS,
+    S_CONNECT_FAILURES, S_RETRIES,
 )
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport TLS_MESH, TLS_NONE
@@ -129,7 +130,7 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
 
 
 cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t service, const PolicyFacts *facts,
-                               const char *peer, uint8_t peer_len, uint8_t ip_len) noexcept nogil:
+                               const Peer *peer) noexcept nogil:
     """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over.
     `service` is an index of the listener's snapshot, or -1: none."""
     cdef Tunnel *t = _open(w, down, l)
@@ -140,10 +141,8 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t servi
         l.nconns -= 1
         conn_close(w, down)
         return
-    memcpy(t.peer, peer, peer_len)
-    t.peer_len = peer_len
-    t.ip_len = ip_len
-    x = exchange_open(w, NULL, l, facts.identity, t.peer, peer_len, ip_len)
+    t.peer = peer[0]
+    x = exchange_open(w, NULL, l, facts.identity, &t.peer)
     t.ex = x
     if x == NULL:
         tunnel_destroy(w, t, R_NO_MEMORY)
@@ -196,8 +195,7 @@ cdef inline void tunnel_upgrade(Worker *w, Exchange *x, const char *rest, size_t
     cdef Conn *down
     cdef Conn *up
     cdef Tunnel *t
-    cdef char peer[56]
-    memcpy(peer, x.peer, x.peer_len)             # the codec's memory, which goes with it
+    cdef Peer peer = x.peer[0]                   # the codec's memory, which goes with it
     down = x.down.ops.detach(w, x.down)
     up = x.up.ops.detach(w, x.up)
     x.down = NULL
@@ -211,10 +209,8 @@ cdef inline void tunnel_upgrade(Worker *w, Exchange *x, const char *rest, size_t
         conn_close(w, up)
         exchange_free(w, x)
         return
-    memcpy(t.peer, peer, x.peer_len)
-    x.peer = t.peer
-    t.peer_len = x.peer_len
-    t.ip_len = x.ip_len
+    t.peer = peer
+    x.peer = &t.peer
     t.ex = x
     t.up = up
     up.owner = t
