@@ -68,6 +68,12 @@ cdef inline H1Server *h1_server_open(Worker *w, Conn *c, const Downstream *clien
     return h
 
 
+cdef inline void h1_server_await_anew(Worker *w, H1Server *h) noexcept nogil:
+    """The end of its certificates is another one now."""
+    if h.state == H1_HEAD and h.end.ex == NULL and h.conn.rx == NULL and not h.client.retired:
+        downstream_await(w, &h.client, h.conn)
+
+
 cdef inline void h1_server_destroy(Worker *w, H1Server *h) noexcept nogil:
     """Close the connection and free the codec. No exchange is attached any more."""
     if h.conn != NULL:

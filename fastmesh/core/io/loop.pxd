@@ -31,10 +31,10 @@ from fastmesh.core.io.state cimport (
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
 from fastmesh.core.io.upstream cimport dial, hand_over, upstream_connected, upstream_drain, upstream_drop
+from fastmesh.core.io.wall cimport wall_offset, wall_watch
 from fastmesh.core.sys.openssl cimport RAND_bytes
 from fastmesh.core.sys.posix cimport (
-    CLOCK_MONOTONIC, CLOCK_REALTIME, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait, errno,
-    timespec,
+    CLOCK_MONOTONIC, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait, errno, timespec,
 )
 from fastmesh.core.traffic.counters cimport AreaHeader, G_BUFFERS, G_COUNT, area_ring, area_worker
 from fastmesh.core.traffic.policy_scratch cimport policy_scratch_free
@@ -60,7 +60,6 @@ cdef inline void worker_clock(Worker *w) noexcept nogil:
 
 cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept nogil:
     """0, or -1: out of memory or descriptors (worker_free cleans up)."""
-    cdef timespec t
     memset(w, 0, sizeof(Worker))
     w.ep = -1
     w.control_fd = -1
@@ -70,8 +69,7 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     w.ring = area_ring(area, slot)
     memset(w.row.counters, 0, G_COUNT * sizeof(uint64_t))
     worker_clock(w)
-    clock_gettime(CLOCK_REALTIME, &t)
-    w.wall_us = <uint64_t>t.tv_sec * 1000000 + <uint64_t>t.tv_nsec // 1000 - w.now_us
+    w.wall_us = <uint64_t>wall_offset(w)
     w.log_random = w.now_us * 2 + 1
     if RAND_bytes(<unsigned char *>&w.handshake_rates.seed, sizeof(uint64_t)) != 1:
         return -1
@@ -137,6 +135,7 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
         interrupted = errno == EINTR
         n = 0
     worker_clock(w)
+    wall_watch(w)
     for i in range(n):
         s = <Source *>w.events[i].data.ptr
         s.on_event(w, s, w.events[i].events)

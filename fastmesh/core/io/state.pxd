@@ -314,7 +314,8 @@ cdef struct Worker:
     uint32_t slot
     uint64_t now_ms               # CLOCK_MONOTONIC, once a turn
     uint64_t now_us
-    uint64_t wall_us              # CLOCK_REALTIME - CLOCK_MONOTONIC
+    uint64_t wall_us              # CLOCK_REALTIME - CLOCK_MONOTONIC, as it was when last looked at
+    uint64_t wall_check_ms        # when it is looked at again
     Pool pool
     Slab conns
     Slab exchanges

@@ -165,14 +165,22 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t servi
     _dial(w, t)
 
 
+cdef inline void tunnel_end_with_certificates(Worker *w, Tunnel *t) noexcept nogil:
+    """Set the clock for the end of the first certificate, where the listener wants that."""
+    cdef uint64_t end
+    if t.down == NULL or t.up == NULL or not t.listener.conf.max_connection_age_ms:
+        return
+    end = t.down.expires_ms
+    if t.up.expires_ms and (end == 0 or t.up.expires_ms < end):
+        end = t.up.expires_ms
+    if end:
+        timer_start(&w.wheel, &t.expiry, end)
+
+
 cdef inline void _established(Worker *w, Tunnel *t) noexcept nogil:
     """Both connections stand: move bytes, by the kernel where it can."""
     cdef uint32_t idle = t.listener.conf.tcp_idle_timeout_ms
-    cdef uint64_t end = t.down.expires_ms
-    if t.up.expires_ms and (end == 0 or t.up.expires_ms < end):
-        end = t.up.expires_ms
-    if end and t.listener.conf.max_connection_age_ms:
-        timer_start(&w.wheel, &t.expiry, end)
+    tunnel_end_with_certificates(w, t)
     conn_timeout(w, t.down, idle)
     conn_timeout(w, t.up, idle)
     t.down.flags |= C_BULK
