@@ -87,6 +87,9 @@ def regex_error(pattern: str) -> tuple[str, int] | None:
 def normalize_path(path: str, keep_slashes: bool = False) -> str | None:
     """A path without its query in the form that rules compare and endpoints get; None: it is refused."""
 
+def identity_error(identity: dict[str, Any], trust_domain: str) -> str | None:
+    """What a worker would have against the identity of a snapshot; None: nothing."""
+
 def tls_material_error(certificate: str | None, key: str | None, ca: str | None) -> str | None:
     """What is wrong with a certificate and its key, or with the roots to trust (PEM); None: nothing."""
 

@@ -18,12 +18,12 @@ from fastmesh.core.base.reason cimport (
 from fastmesh.core.base.intern cimport intern
 from fastmesh.core.base.timer cimport timer_init
 from fastmesh.core.io.listener cimport listener_again, listener_event, listener_watch
-from fastmesh.core.io.load cimport load_snapshot
+from fastmesh.core.io.load cimport load_snapshot, mesh_context
 from fastmesh.core.io.loop cimport (
     TURN_AGAIN, TURN_CONTROL, TURN_DRAINED, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
     worker_init, worker_release, worker_turn,
 )
-from fastmesh.core.io.retire cimport retire_revoked
+from fastmesh.core.io.retire cimport retire_denied
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport Listener, Source
 from fastmesh.core.io.state cimport Worker as CWorker
@@ -111,6 +111,10 @@ COUNTERS = (
      {"side": "downstream", "cause": "revoked"}),
     ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
      {"side": "upstream", "cause": "revoked"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "downstream", "cause": "untrusted"}),
+    ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
+     {"side": "upstream", "cause": "untrusted"}),
     ("impossible_total", "counter", "States that the code excludes: a defect if not 0.", {}),
     ("snapshot", "gauge", "Number of the configuration snapshot in force.", {}),
 )
@@ -362,6 +366,16 @@ def tls_material_error(certificate, key, ca):
     return None
 
 
+def identity_error(dict identity, str trust_domain):
+    """What a worker would have against the identity of a snapshot; None: nothing."""
+    try:
+        for server in (True, False):
+            SSL_CTX_free(mesh_context(server, identity, trust_domain, NULL))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def certificate_times(str pem):
     """When the first certificate in `pem` is valid: Unix seconds, the second one is out of it. (-1, -1): there is
     none."""
@@ -418,10 +432,10 @@ cdef class Worker:
             # A listener that the new snapshot does not name goes on with what it has until it is stopped.
             self._bind(l, s)
             l = l.next
-        if old != NULL:
-            self._retire(old)
         worker_clock(self.w)
-        retire_revoked(self.w)
+        if old != NULL:
+            retire_denied(self.w, old)
+            self._retire(old)
         self.w.row.counters[K_SNAPSHOT] = s.number
         malloc_trim(0)
 

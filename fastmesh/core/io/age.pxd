@@ -1,15 +1,15 @@
-# How long what a connection was made with is good: our certificate, the peer's, and the deny list.
+# How long what a connection was made with is good: our certificate, the peer's, and the trust in it.
 #
 # The wall clock is read when a connection is made, and turned into the worker's own clock there: afterwards
 # it costs a comparison. Below `connection`, which asks at the end of each handshake.
 
 from libc.stdint cimport int64_t, uint64_t
 
-from fastmesh.core.io.state cimport Conn, Worker
+from fastmesh.core.io.state cimport C_UPSTREAM, Conn, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX, X509, X509_get0_notAfter
 from fastmesh.core.sys.posix cimport CLOCK_REALTIME, clock_gettime, timespec
 from fastmesh.core.traffic.snapshot cimport Snapshot
-from fastmesh.core.wire.tls cimport tls_peer_leaf
+from fastmesh.core.wire.tls cimport tls_of_mesh, tls_peer_leaf
 from fastmesh.core.wire.tls_context cimport tls_policy
 from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
 from fastmesh.core.wire.tls_trust cimport trust_denies
@@ -45,10 +45,12 @@ cdef inline bint conn_expired(Worker *w, const Conn *c) noexcept nogil:
     return c.expires_ms != 0 and w.now_ms >= c.expires_ms
 
 
-cdef inline bint conn_revoked(Worker *w, Conn *c) noexcept nogil:
-    """After the handshake: is the peer's certificate on the deny list that is in force now?"""
+cdef inline int conn_denied(Worker *w, Conn *c) noexcept nogil:
+    """After the handshake: 0, or why the peer would not be let in under the trust that is in force now."""
     cdef X509 *leaf
-    if w.snapshot == NULL or w.snapshot.server_ctx == NULL:
-        return False
+    if w.snapshot == NULL or w.snapshot.server_ctx == NULL or not tls_of_mesh(&c.tls):
+        return 0
     leaf = tls_peer_leaf(&c.tls)
-    return leaf != NULL and trust_denies(tls_policy(<SSL_CTX *>w.snapshot.server_ctx), leaf)
+    if leaf == NULL:
+        return 0
+    return trust_denies(tls_policy(<SSL_CTX *>w.snapshot.server_ctx), leaf, not c.flags & C_UPSTREAM)

@@ -6,13 +6,13 @@ from libc.string cimport memcpy
 
 from fastmesh.core.base.buffer cimport BUF_LARGE, Buf, buf_drop, buf_get, queue_consume, queue_copy
 from fastmesh.core.base.check cimport fm_impossible
-from fastmesh.core.base.reason cimport R_COUNT, R_INTERNAL, R_NO_MEMORY, R_TLS_REVOKED, R_UPSTREAM_TLS_REVOKED
-from fastmesh.core.io.age cimport conn_expires_with_peer, conn_revoked
+from fastmesh.core.base.reason cimport R_COUNT, R_INTERNAL, R_NO_MEMORY
+from fastmesh.core.io.age cimport conn_denied, conn_expires_with_peer
 from fastmesh.core.io.connection cimport conn_dirty, conn_fail, conn_fail_io, conn_resume_later, conn_touch
 from fastmesh.core.io.connection_offer cimport conn_offer, conn_offer_kept, conn_room, conn_took
 from fastmesh.core.io.state cimport (
-    C_BULK, C_DEAD, C_EARLY, C_EOF, C_HANDSHAKE, C_PAUSED, C_RDHUP, C_READABLE, C_TRUNCATED, C_UPSTREAM, C_WRITABLE,
-    Conn, INPUT_BUDGET, INPUT_SCRATCH, WIRE_SCRATCH, Worker,
+    C_BULK, C_DEAD, C_EARLY, C_EOF, C_HANDSHAKE, C_OLD_TRUST, C_PAUSED, C_RDHUP, C_READABLE, C_TRUNCATED, C_UPSTREAM,
+    C_WRITABLE, Conn, INPUT_BUDGET, INPUT_SCRATCH, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.sys.posix cimport EAGAIN, EINTR, MSG_NOSIGNAL, c_recv, c_send, errno
 from fastmesh.core.traffic.counters cimport (
@@ -78,9 +78,11 @@ cdef inline bint _handshake(Worker *w, Conn *c) noexcept nogil:
         return False
     if r == 0:
         return False
-    if conn_revoked(w, c):                       # the list in force now, whatever was when the handshake began
-        conn_fail_tls(w, c, R_UPSTREAM_TLS_REVOKED if c.flags & C_UPSTREAM else R_TLS_REVOKED)
-        return False
+    if c.flags & C_OLD_TRUST:
+        r = conn_denied(w, c)
+        if r:
+            conn_fail_tls(w, c, r)
+            return False
     conn_expires_with_peer(w, c)
     c.flags &= ~<uint32_t>C_HANDSHAKE
     if c.flags & C_UPSTREAM:

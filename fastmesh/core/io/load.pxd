@@ -22,6 +22,7 @@ from fastmesh.core.traffic.snapshot cimport (
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, TLS1_3_VERSION
 from fastmesh.core.wire.tls_context cimport tls_context, tls_federate, tls_revoke
+from fastmesh.core.wire.tls_tickets cimport TlsTickets
 from fastmesh.core.wire.tls_public cimport tls_public_choice, tls_public_client, tls_public_server
 
 
@@ -261,31 +262,34 @@ cdef inline int _trust(SSL_CTX *ctx, dict identity) except -1:
     return 0
 
 
+cdef inline SSL_CTX *mesh_context(bint server, dict identity, str trust_domain, TlsTickets *tickets) except NULL:
+    """A TLS context of the workload, to serve with or to call with. Raises ValueError."""
+    cdef char err[512]
+    cdef bytes certificate = identity["certificate"].encode()
+    cdef bytes key = identity["key"].encode()
+    cdef bytes bundle = identity["bundle"].encode()
+    cdef bytes domain = trust_domain.encode()
+    cdef const unsigned char *alpn = <const unsigned char *>b"\x08http/1.1"
+    cdef SSL_CTX *ctx = tls_context(server, certificate, key, bundle, domain, tickets, alpn, 9, err, sizeof(err))
+    if ctx == NULL:
+        raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
+    try:
+        _trust(ctx, identity)
+    except BaseException:
+        SSL_CTX_free(ctx)
+        raise
+    return ctx
+
+
 cdef inline int _identity(Worker *w, Snapshot *s, dict d) except -1:
     """The TLS contexts of the workload: one to serve with, one to call with."""
-    cdef char err[512]
-    cdef bytes certificate
-    cdef bytes key
-    cdef bytes bundle
-    cdef bytes domain
     cdef dict identity = d.get("identity")
-    cdef const unsigned char *alpn = <const unsigned char *>b"\x08http/1.1"
     if not identity:
         return 0
     s.not_after = identity.get("not_after") or 0
     _text(s, &s.own_id, identity.get("spiffe_id") or f"spiffe://{d['trust_domain']}/{d['workload']}")
-    certificate = identity["certificate"].encode()
-    key = identity["key"].encode()
-    bundle = identity["bundle"].encode()
-    domain = d["trust_domain"].encode()
-    s.server_ctx = tls_context(True, certificate, key, bundle, domain, &w.area.tickets, alpn, 9, err, sizeof(err))
-    if s.server_ctx == NULL:
-        raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
-    _trust(<SSL_CTX *>s.server_ctx, identity)
-    s.client_ctx = tls_context(False, certificate, key, bundle, domain, NULL, alpn, 9, err, sizeof(err))
-    if s.client_ctx == NULL:
-        raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
-    _trust(<SSL_CTX *>s.client_ctx, identity)
+    s.server_ctx = mesh_context(True, identity, d["trust_domain"], &w.area.tickets)
+    s.client_ctx = mesh_context(False, identity, d["trust_domain"], NULL)
     return 0
 
 

@@ -76,6 +76,7 @@ cdef enum:  # ConnFlag
     C_RESUMED = 1048576           # offer `rx` again though nothing was added
     C_TRUNCATED = 2097152         # TLS: the end came without close_notify
     C_LINGER = 4194304            # after the shutdown, wait only LINGER_MS for the peer's end
+    C_OLD_TRUST = 8388608         # TLS: its handshake is judged by a trust that is no more in force
 
 cdef struct Worker
 cdef struct Conn

@@ -22,8 +22,8 @@ from fastmesh.core.io.connection cimport (
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_RDHUP, C_READABLE, C_TLS, C_TX_HIGH, C_UPSTREAM, Conn, Exchange,
-    H1Client, H1_CONNECTING, H1_HEAD, TX_HIGH, Upstream, Worker, X_FRESH, X_REQ_DONE, X_REUSED, X_TUNNEL,
+    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_RDHUP, C_READABLE, C_TLS, C_TX_HIGH, C_UPSTREAM, Conn,
+    Exchange, H1Client, H1_CONNECTING, H1_HEAD, TX_HIGH, Upstream, Worker, X_FRESH, X_REQ_DONE, X_REUSED, X_TUNNEL,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
 from fastmesh.core.sys.posix cimport (
@@ -113,6 +113,8 @@ cdef inline int upstream_tls(Worker *w, Conn *c, Snapshot *snapshot, Service *s,
     w.tls_open += 1
     if s.tls != TLS_PUBLIC:
         conn_expires(w, c, snapshot.not_after)
+        if snapshot != w.snapshot:
+            c.flags |= C_OLD_TRUST
     c.flags |= C_TLS | C_HANDSHAKE
     return 0
 

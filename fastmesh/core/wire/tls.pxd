@@ -100,8 +100,8 @@ cdef inline int tls_open(
     `expect_id` (what the peer must prove; NULL: any ID of a trusted domain) is lent until the handshake is over.
     `resume` may be NULL or any session that was ever put into a slot: one that may not be used any more is ignored.
     """
-    cdef TlsPolicy *policy
-    t.flags = TLS_F_SERVER if server else 0
+    cdef TlsPolicy *policy = tls_policy(ctx)
+    t.flags = (TLS_F_SERVER if server else 0) | (0 if policy.public else TLS_F_MESH)
     t.failed = 0
     t.expect = expect_id
     t.expect_len = <uint16_t>expect_len
@@ -122,7 +122,6 @@ cdef inline int tls_open(
         SSL_set_accept_state(t.ssl)
         return 0
     SSL_set_connect_state(t.ssl)
-    policy = tls_policy(ctx)
     if policy.sends_name and SSL_set_tlsext_host_name(t.ssl, policy.own.name) != 1:
         ERR_clear_error()
         return tls_fail(t, R_NO_MEMORY)
@@ -341,6 +340,11 @@ cdef inline X509 *tls_peer_leaf(Tls *t) noexcept nogil:
     if not t.flags & TLS_F_DONE:
         return NULL
     return SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
+
+
+cdef inline bint tls_of_mesh(const Tls *t) noexcept nogil:
+    """Is the peer one that a trust domain vouches for?"""
+    return t.flags & TLS_F_MESH != 0
 
 
 cdef inline size_t tls_peer_id(Tls *t, char *buf, size_t cap) noexcept nogil:

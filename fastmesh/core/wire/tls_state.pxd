@@ -61,6 +61,7 @@ cdef enum TlsFlag:
     TLS_F_BYE = 128             # close_notify sent
     TLS_F_RESUMED = 256
     TLS_F_TICKET = 512          # client: a ticket came
+    TLS_F_MESH = 1024           # the peer proves itself to a trust domain, not by the names of servers
 
 cdef struct TlsPeer:
     X509 *leaf

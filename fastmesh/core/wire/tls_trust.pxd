@@ -110,12 +110,30 @@ cdef inline bint trust_revoked(TlsPolicy *policy, X509 *leaf) noexcept nogil:
     return at < policy.nrevoked and _serial_cmp(&policy.revoked[at], p, n) == 0
 
 
-cdef inline bint trust_denies(TlsPolicy *policy, X509 *leaf) noexcept nogil:
-    """Is this leaf of the own domain, and on the deny list?"""
+cdef inline int trust_denies(TlsPolicy *policy, X509 *leaf, bint server) noexcept nogil:
+    """0, or why a leaf that was let in under another trust would not be now: its domain is trusted no more, or it is
+    on the deny list."""
     cdef char id[SVID_ID_MAX]
-    if policy.nrevoked == 0:
-        return False
-    return trust_domain(policy, id, svid_uri(leaf, id, sizeof(id))) == &policy.own and trust_revoked(policy, leaf)
+    cdef TlsDomain *domain = trust_domain(policy, id, svid_uri(leaf, id, sizeof(id)))
+    if domain == NULL:
+        return R_TLS_UNTRUSTED if server else R_UPSTREAM_TLS_UNTRUSTED
+    if domain == &policy.own and trust_revoked(policy, leaf):
+        return R_TLS_REVOKED if server else R_UPSTREAM_TLS_REVOKED
+    return 0
+
+
+cdef inline bint trust_shrinks(const TlsPolicy *before, const TlsPolicy *now) noexcept nogil:
+    """Is there a domain that was trusted before, and is not now?"""
+    cdef const TlsDomain *b = &before.own
+    cdef const TlsDomain *n
+    while b != NULL:
+        n = &now.own
+        while n != NULL and not (n.len == b.len and memcmp(n.name, b.name, n.len) == 0):
+            n = n.next
+        if n == NULL:
+            return True
+        b = b.next
+    return False
 
 
 cdef inline int trust_refuses(
