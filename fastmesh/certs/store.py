@@ -48,7 +48,8 @@ FEDERATED: Final = "federated.json"
 REVOKED: Final = "revoked.json"
 FORMAT: Final = 1
 
-_SERIAL: Final = re.compile(r"[0-9a-f]{1,64}")
+# RFC 5280 section 4.1.2.2: above zero, at most 20 octets. Zeros in front are no part of it.
+_SERIAL: Final = re.compile(r"0{0,63}([1-9a-f][0-9a-f]{0,39})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +209,21 @@ def read_federated(text: str | None, where: str, own: str) -> dict[str, str]:
 
 
 def read_revoked(text: str | None, where: str) -> tuple[str, ...]:
-    """The serials in `revoked.json`, sorted. Raises PkiError when it is damaged: what cannot be read must not
-    pass for an empty list."""
+    """The serials in `revoked.json`, sorted, each of at least 32 digits. Raises PkiError when it is damaged:
+    what cannot be read must not pass for an empty list."""
     if text is None:
         return ()
     try:
         serials = json.loads(text)["revoked"]
-        if type(serials) is not list or not all(_SERIAL.fullmatch(serial) for serial in serials):
+        if type(serials) is not list:
             raise TypeError
+        found = [_SERIAL.fullmatch(serial) for serial in serials]
+        if None in found:
+            raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError):
         raise PkiError(f"{where} is damaged") from None
-    return tuple(sorted(set(serials)))
+    # As they are written everywhere else, or a certificate would not be found among them.
+    return tuple(sorted({one[1].zfill(32) for one in found if one is not None}))
 
 
 def read_trust_domain(layout: Layout) -> str:

@@ -135,7 +135,7 @@ def identity_of(
     from fastmesh.certs.store import load_identity  # brings in `ssl`: only those who need it pay
 
     identity = load_identity(pki, workload, trust_domain=trust_domain, spiffe_id=spiffe_id)
-    return {
+    found = {
         "certificate": identity.certificate,
         "key": identity.key,
         "bundle": identity.bundle,
@@ -152,6 +152,14 @@ def identity_of(
 
 
 def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any] | None:
+    # By those who will use it, too: what they refuse must not become the snapshot that they start with.
+    from fastmesh._core import identity_error
+    from fastmesh.certs.errors import PkiError
+
+    domain = identity.spiffe_id.split("/")[2]
+    if (error := identity_error(found, domain)) is not None:
+        raise PkiError(f"the identity in {pki / 'workloads' / workload} cannot be used: {error}")
+    return found
     if config.admin is None:
         return None
     address = resolver.one(config.admin, ("admin",))

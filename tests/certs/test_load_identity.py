@@ -340,12 +340,12 @@ def test_trust_beside_it_in_a_plain_directory(ca: Path, tmp_path: Path) -> None:
         {
             **Forge(ca).files([ID]),
             FEDERATED: json.dumps({"other.example": root}),
-            REVOKED: json.dumps({"revoked": ["ff" * 16, "00" * 16, "ff" * 16]}),
+            REVOKED: json.dumps({"revoked": ["ff" * 16, "01", "ff" * 16, "00" * 12 + "ab" * 20]}),
         },
     )
     made = load_identity(tmp_path / "mounted", "svc-a")
     assert made.federated == {"other.example": root}
-    assert made.revoked == ("00" * 16, "ff" * 16)
+    assert made.revoked == ("00" * 15 + "01", "ab" * 20, "ff" * 16)
 
 
 def test_a_revoked_certificate_of_somebody_else(ca: Path) -> None:
