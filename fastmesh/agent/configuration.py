@@ -174,13 +174,17 @@ class Configuration:
             state.reloads[outcome] += 1
 
     def _deliver_identity(self, result: Frame) -> None:
-        """What the supervisor hears of is a new snapshot; the rest is the rotation's to tell."""
+        """What the supervisor hears of is a new identity; the rest is the rotation's to tell."""
         outcome, why = "unchanged", ""
-        if result.type == "snapshot":
-            # Told apart for the supervisor: no reload that it waits for ends with this one.
-            self._channel.send({"type": "renewed", "number": result.message["snapshot"]["number"]})
+        if result.type == "identity":
+            current = self._state.snapshot
+            new = {key: result.message[key] for key in ("number", "digest", "identity")}
+            if current is None or new["number"] != current["number"] + 1:
+                # The snapshot that it was made for could not be put to use.
+                self.load_identity()
+                return
             self._channel.send(result.body)
-            self._state.take_snapshot(result.message["snapshot"])
+            self._state.take_snapshot({**current, **new})
             outcome = "accepted"
         elif result.type != "unchanged":
             outcome = "rejected"

@@ -4,8 +4,9 @@
 The request is a JSON object: the file (`config`, absolute), `workers` (null: as the file says), the `number`
 that the snapshot gets, and of the snapshot in use its `digest`, `slots` and `rule_slots`. The result is the
 body of the frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
-With a `snapshot` in the request (the one in use, without its key) only its identity is read anew, and
-everything else stays as it is: the file may be in the middle of somebody's work.
+With a `snapshot` in the request (the one in use, without its keys) only its identity is read anew, and
+everything else stays as it is: the file may be in the middle of somebody's work. The result is "identity"
+then, with what is new in the snapshot: the supervisor has the rest, and its keys.
 
 A process that ends gives all its memory back, cannot be slowed down by the agent, and may be killed when a
 name server does not answer. It ends with the agent, too: nobody is left to wait for its result.
@@ -31,15 +32,14 @@ def load(request: dict[str, Any]) -> bytes:
 
     try:
         if request.get("snapshot"):
-            snapshot = _renewed(request["snapshot"], request["number"])
-        else:
-            snapshot = make_snapshot(
-                load(Path(request["config"])),
-                request["number"],
-                request["workers"],
-                request["slots"],
-                rule_slots=request["rule_slots"],
-            )
+            return _renewed(request)
+        snapshot = make_snapshot(
+            load(Path(request["config"])),
+            request["number"],
+            request["workers"],
+            request["slots"],
+            rule_slots=request["rule_slots"],
+        )
     except ConfigErrors as error:
         errors = [str(one) for one in error.errors]
         return encode({"type": "config_error", "errors": errors, "initial": request["digest"] is None})
@@ -54,16 +54,19 @@ def load(request: dict[str, Any]) -> bytes:
     return snapshot_frame(encode(snapshot))
 
 
-def _renewed(snapshot: dict[str, Any], number: int) -> dict[str, Any]:
-    """The same snapshot with the identity that its directory holds now."""
+def _renewed(request: dict[str, Any]) -> bytes:
+    """What the snapshot is with the identity that its directory holds now."""
     from fastmesh.config.snapshot import digest_of, identity_of
 
+    snapshot = request["snapshot"]
     before = snapshot["identity"]
     identity = identity_of(
         Path(before["pki"]), before["workload"], snapshot["trust_domain"], before["spiffe_id"]
     )
-    renewed = {**snapshot, "number": number, "identity": identity}
-    return renewed | {"digest": digest_of(renewed)}
+    digest = digest_of({**snapshot, "identity": identity})
+    if digest == request["digest"]:
+        return encode({"type": "unchanged"})
+    return encode({"type": "identity", "number": request["number"], "digest": digest, "identity": identity})
 
 
 def _end_with_reader(result_fd: int) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from fastmesh.agent.life import Life, Stage, span
-
-REDACTED: Final = "[redacted]"
+from fastmesh.host.secrets import redact
 
 
 class Worker(NamedTuple):
@@ -20,6 +19,7 @@ class Worker(NamedTuple):
     pid: int
     state: str  # starting, ready, draining, dead
     restarts: int
+    refused: str = ""  # why it does not use the newest snapshot
 
 
 class State:
@@ -44,14 +44,14 @@ class State:
         self.renewal_error = ""
 
     def take_snapshot(self, snapshot: dict[str, Any]) -> None:
-        for pair in _pairs(snapshot):
-            if pair.get("key"):
-                pair["key"] = REDACTED
+        redact(snapshot)
         self.snapshot = snapshot
 
     def take_status(self, message: Mapping[str, Any]) -> None:
         self.workers = [
-            Worker(worker["slot"], worker["pid"], worker["state"], worker["restarts"])
+            Worker(
+                worker["slot"], worker["pid"], worker["state"], worker["restarts"], worker.get("refused", "")
+            )
             for worker in message["workers"]
         ]
         self.draining = message["draining"]
@@ -103,10 +103,14 @@ class State:
     def warnings(self, now: float | None = None) -> list[str]:
         """What will keep the proxy from being ready unless somebody acts."""
         now = time.time() if now is None else now
+        found = [
+            f"worker {worker.slot} goes on with an older snapshot: {worker.refused}"
+            for worker in self.workers
+            if worker.refused and worker.state == "ready"
+        ]
         identity = (self.snapshot or {}).get("identity") or {}
         if "not_after" not in identity:
-            return []
-        found = []
+            return found
         life = Life.of(identity)
         stage = life.stage(now)
         if stage in (Stage.WARNING, Stage.URGENT):
@@ -140,14 +144,3 @@ class State:
         return reasons + [
             f"worker {worker.slot} is {worker.state}" for worker in self.workers if worker.state != "ready"
         ]
-
-
-def _pairs(snapshot: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All places of a snapshot where a private key stands beside its certificate."""
-    if snapshot.get("identity"):
-        yield snapshot["identity"]
-    for listener in snapshot.get("listeners", ()):
-        yield from listener.get("tls_contexts", ())
-    for service in snapshot.get("services", ()):
-        if "tls_context" in service:
-            yield service["tls_context"]

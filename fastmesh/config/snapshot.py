@@ -36,6 +36,7 @@ from fastmesh.config.schema import (
 )
 from fastmesh.config.tls_files import TlsFiles
 from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
+from fastmesh.host.secrets import redacted
 
 FORMAT: Final = 1
 
@@ -114,9 +115,11 @@ def _assign_slots(names: list[str], before: Mapping[str, int], size: int) -> dic
 
 
 def digest_of(body: Mapping[str, Any]) -> str:
-    """What two snapshots of the same content have in common; `number` and `digest` are no content."""
+    """What two snapshots of the same content have in common, with their keys or without; `number` and
+    `digest` are no content."""
     content = {key: value for key, value in body.items() if key not in ("number", "digest")}
-    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+    with redacted(content):
+        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def _identity(loaded: Loaded) -> dict[str, Any] | None:
@@ -149,9 +152,6 @@ def identity_of(
         "federated": dict(identity.federated),
         "revoked": list(identity.revoked),
     }
-
-
-def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any] | None:
     # By those who will use it, too: what they refuse must not become the snapshot that they start with.
     from fastmesh._core import identity_error
     from fastmesh.certs.errors import PkiError
@@ -160,6 +160,9 @@ def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any
     if (error := identity_error(found, domain)) is not None:
         raise PkiError(f"the identity in {pki / 'workloads' / workload} cannot be used: {error}")
     return found
+
+
+def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any] | None:
     if config.admin is None:
         return None
     address = resolver.one(config.admin, ("admin",))

@@ -95,7 +95,7 @@ class Slot(Child):
         super().__init__(f"worker {number}")
         self.number = number
         self.state = "dead"
-        # Why it could not load what it was given, in its own words.
+        # Why it could not load what it was given last, in its own words.
         self.reason = ""
         # The last snapshot that it took or refused.
         self.answered = 0

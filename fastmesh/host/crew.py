@@ -89,18 +89,20 @@ class Crew:
         self._run.timers.after(slot.name, slot.backoff.delay(), lambda: self._start(slot))
 
     def hear(self, slot: Slot, frame: Frame) -> bool:
-        """A worker tells how it gets on with its snapshot. True: it is ready for the first time."""
+        """A worker tells how it gets on with its snapshot. True: the agent should know."""
         if frame.type == "ready":
-            slot.answered = frame.message["number"]
+            news = slot.state == "starting" or slot.reason != ""
+            slot.answered, slot.reason = frame.message["number"], ""
             if slot.state == "starting":
                 slot.state = "ready"
-                return True
+            return news
         elif frame.type == "failed":
             slot.reason = frame.message["message"]
             if slot.state == "ready":
                 # It goes on with the snapshot before.
                 slot.answered = self._run.snapshot["number"]
                 say(f"{slot} refused snapshot {slot.answered}: {slot.reason}")
+                return True
         return False
 
     def settled(self) -> bool:
@@ -163,6 +165,12 @@ class Crew:
     def report(self) -> list[dict[str, object]]:
         """What the agent tells the world of them."""
         return [
-            {"slot": slot.number, "pid": slot.pid, "state": slot.state, "restarts": slot.restarts}
+            {
+                "slot": slot.number,
+                "pid": slot.pid,
+                "state": slot.state,
+                "restarts": slot.restarts,
+                "refused": slot.reason,
+            }
             for slot in self.slots
         ]

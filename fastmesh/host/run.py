@@ -6,14 +6,14 @@ import os
 
 from fastmesh._core import Area
 from fastmesh.host.activation import Activation
+from fastmesh.host.channel import Frame, encode, snapshot_frame
 from fastmesh.host.sockets import ListenerSet
 from fastmesh.host.timers import Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Literal
-
-    from fastmesh.host.channel import Frame
 
     Phase = Literal["agent", "boot", "run", "drain", "stop"]
 
@@ -48,6 +48,18 @@ class Run:
         # The snapshot in use: as the agent sent it, and the part that is decided with here.
         self.frame = b""
         self.snapshot: dict[str, Any] = {}
+
+    def renew(self, new: Mapping[str, Any]) -> bool:
+        """Use the snapshot in use with a new identity from now on: its other keys the agent does not keep.
+
+        False: that was made for a snapshot that was not put to use, which the agent is being told.
+        """
+        if new["number"] != self.snapshot["number"] + 1:
+            return False
+        snapshot = Frame(self.frame, []).message["snapshot"]
+        snapshot |= {key: new[key] for key in ("number", "digest", "identity")}
+        self.take(Frame(snapshot_frame(encode(snapshot)), []))
+        return True
 
     def take(self, frame: Frame) -> None:
         """Use this snapshot from now on; services and keys stay in the frame only."""

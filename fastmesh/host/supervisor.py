@@ -75,7 +75,7 @@ class Supervisor:
         self._at_once = False
         # The newest snapshot number that all workers have taken or refused.
         self._settled = 0
-        # The newest snapshot that has a new identity and nothing else new: no answer to a reload.
+        # The newest snapshot that has a new identity and nothing else new.
         self._renewed = 0
 
     @property
@@ -258,8 +258,11 @@ class Supervisor:
                 self._boot(frame)
             elif self._run.phase in ("boot", "run"):
                 self._change(frame)
-        elif frame.type == "renewed":
-            self._renewed = frame.message["number"]
+        elif frame.type == "identity":
+            if self._run.phase in ("boot", "run", "drain") and self._run.renew(frame.message):
+                # No answer to a reload that somebody waits for.
+                self._renewed = frame.message["number"]
+                self._crew.change([])
         elif frame.type == "config_error":
             errors = frame.message["errors"]
             for line in errors:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from fastmesh.agent.loader import load as load_request
-from fastmesh.certs import authority
+from fastmesh.certs import authority, store
 from fastmesh.certs.errors import PkiError
 from fastmesh.config import ConfigErrors, load, make_snapshot
 from fastmesh.config.loader import loads
@@ -212,11 +212,25 @@ def test_the_identity_alone_is_renewed(mesh: Path) -> None:
     request = {"snapshot": known, "number": 4, "digest": snapshot["digest"]}
     assert json.loads(load_request(request)) == {"type": "unchanged"}
     authority.issue(mesh / "pki", "svc-b")
-    renewed = json.loads(load_request(request))["snapshot"]
+    renewed = json.loads(load_request(request))
+    assert renewed.pop("type") == "identity"
     assert renewed["number"] == 4
     assert renewed["identity"]["certificate"] != snapshot["identity"]["certificate"]
     fresh = json.loads(json.dumps(make_snapshot(load(mesh / "mesh-b.yaml"), 4)))
-    assert renewed == fresh
+    assert snapshot | renewed == fresh
+
+
+def test_what_workers_refuse_is_refused_before_they_get_it(
+    mesh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever Python's TLS lets pass: a snapshot that no worker can start with must not come into use."""
+    request = {"config": str(mesh / "mesh-b.yaml"), "number": 1, "digest": None, "workers": 1}
+    request |= {"slots": {}, "rule_slots": {}}
+    assert json.loads(load_request(request))["type"] == "snapshot"
+    monkeypatch.setattr(store, "read_revoked", lambda text, where: ("ff" * 21,))
+    answer = json.loads(load_request(request))
+    assert answer["type"] == "pki_error"
+    assert "pki/workloads/svc-b cannot be used: " in answer["message"]
 
 
 def test_identity_of_another_trust_domain(mesh: Path, tmp_path: Path) -> None:

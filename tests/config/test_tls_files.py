@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastmesh.agent.state import REDACTED, State
+from fastmesh.agent.state import State
 from fastmesh.config import ConfigErrors, load, make_snapshot
+from fastmesh.host.secrets import REDACTED
 
 TEXT = """\
 listeners:

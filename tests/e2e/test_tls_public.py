@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from kit.fixtures import Serve, Serving
+from kit.limits import wait_until
+from kit.pki import Pki
 from kit.ports import free_port
 from kit.upstream import ServerConn, answering
 from kit.wire import connect, request, response
@@ -306,6 +308,38 @@ def test_files_are_read_again(serve: Serve, upstream: Serving, shop: Shop) -> No
     shown = proxy.admin("/config")[1]
     assert secret.splitlines()[1] not in shown
     assert "[redacted]" in shown
+
+
+def test_a_new_identity_leaves_the_edge_its_keys(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    """One sidecar, both kinds of TLS: a renewal in the mesh must not cost the edge its certificate."""
+    mesh = Pki(shop.directory / "mesh")
+    mesh.issue("svc-a")
+    app = upstream(answering(b"hello"), answering(b"hello"), answering(b"hello"))
+    ends = {"server_name": "localhost", **shop.issue("own", "own.example")}
+    config = edge(app.address[1], {"certificates": [shop.issue("one", "one.example")]}, protocol="http")
+    config |= {"workload": "svc-a", "trust_domain": "mesh.local", "pki": str(mesh.path)}
+    config["services"] |= {
+        "peer": {"endpoints": ["127.0.0.1:1"], "tls": "mesh"},
+        "outside": {"endpoints": ["127.0.0.1:1"], "tls": ends},
+    }
+    proxy = serve(config)
+
+    def served() -> None:
+        with dial(address_of(config), shop.client(), "one.example") as sock:
+            assert b"hello" in ask(sock)
+
+    served()
+    mesh.issue("svc-a")
+    proxy.wait_metric("the new identity", lambda m: m.sum("worker_snapshot_number") == 2)
+    served()
+    (worker,) = proxy.worker_pids()
+    os.kill(worker, signal.SIGKILL)
+    proxy.wait_metric(
+        "its successor", lambda m: m.sum("workers", state="ready") == 1 and m.sum("worker_restarts_total")
+    )
+    served()
+    os.kill(proxy.pid, signal.SIGHUP)
+    wait_until(lambda: "nothing has changed in the configuration" in proxy.stderr(), "the same digest")
 
 
 # services known by their names

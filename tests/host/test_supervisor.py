@@ -441,11 +441,23 @@ def test_reload_with_a_bad_configuration_changes_nothing(host):
     host.echo()
 
 
+def identity(number: int) -> dict[str, object]:
+    """What the agent says of a new identity; to a proxy that has none it is a change all the same."""
+    return {"type": "identity", "number": number, "digest": f"{number:064x}", "identity": None}
+
+
+def in_use(host) -> dict[str, object]:
+    """The snapshot that the next agent is told to be in use."""
+    told = len(host.heard("resume"))
+    os.kill(host.agent(), signal.SIGKILL)
+    wait_until(lambda: len(host.heard("resume")) > told, "its successor")
+    return host.heard("resume")[-1]["snapshot"]
+
+
 def test_a_renewed_identity_is_no_answer_to_a_reload(host):
     host.start()
-    binds = {"edge": host.bind()}
-    second, third = ({"type": "snapshot", "snapshot": host.snapshot(n, binds=binds)} for n in (2, 3))
-    host.on("reload", {"type": "renewed", "number": 2}, second)
+    third = {"type": "snapshot", "snapshot": host.snapshot(3, binds={"edge": host.bind()})}
+    host.on("reload", identity(2))
     host.signal(signal.SIGHUP)
     wait_until(lambda: len(host.heard("reload")) == 1, "the reload")
     host.echo()
@@ -454,6 +466,28 @@ def test_a_renewed_identity_is_no_answer_to_a_reload(host):
     host.wait_line("snapshot 3 is in use")
     assert "snapshot 2 is in use" not in host.stderr()
     host.stop()
+
+
+def test_a_renewed_identity_goes_into_the_snapshot_in_use(host):
+    """Not into one that the agent made meanwhile and that could not be put to use."""
+    host.start()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        binds = {"edge": host.bind(), "new": host.bind(taken.getsockname()[1])}
+        refused = host.snapshot(2, binds=binds)
+        host.on("reload", {"type": "snapshot", "snapshot": refused}, identity(3))
+        host.signal(signal.SIGHUP)
+        host.wait_line("not reloaded: ")
+        wait_until(lambda: host.heard("resume"), "that the agent is told")
+    before = in_use(host)
+    assert (before["number"], len(before["listeners"])) == (1, 1)
+    host.on("reload", identity(2))
+    host.signal(signal.SIGHUP)
+    wait_until(lambda: len(host.heard("reload")) == 2, "the reload")
+    after = in_use(host)
+    assert after == before | {"number": 2, "digest": f"{2:064x}"}
+    host.echo()
 
 
 def test_reload_adds_a_listener(host):
@@ -527,6 +561,11 @@ def test_reload_tells_what_needs_another_start(host):
     assert len(host.wait_workers()) == 2
 
 
+def refusals(host) -> list[str]:
+    """Why workers go on with an older snapshot, as the agent was told last."""
+    return [worker["refused"] for worker in host.heard("status")[-1]["workers"]]
+
+
 def test_a_snapshot_that_workers_refuse(host):
     host.start()
     broken = host.snapshot(2)
@@ -534,6 +573,10 @@ def test_a_snapshot_that_workers_refuse(host):
     host.on("reload", {"type": "snapshot", "snapshot": broken})
     host.signal(signal.SIGHUP)
     host.wait_line("refused snapshot 2", count=2)
+    wait_until(lambda: all(refusals(host)), "that the agent knows")
+    host.on("reload", {"type": "snapshot", "snapshot": host.snapshot(3, binds={"edge": host.bind()})})
+    host.signal(signal.SIGHUP)
+    wait_until(lambda: not any(refusals(host)), "that the agent knows of the end")
     host.echo()
 
 
