@@ -138,6 +138,7 @@ class Agent:
         elif frame.type == "resume":
             # To an agent that runs: the snapshot it sent could not be put to use.
             self._state.take_snapshot(message["snapshot"])
+            self._rotation.look_again()
             self._state.reloads["refused"] += 1
             self._state.errors = ["a listener of the new configuration could not be opened"]
         elif frame.type == "admin":
@@ -153,9 +154,10 @@ class Agent:
     def _rotate(self) -> None:
         if self._stopped.is_set():
             return
+        # First: a defect in what follows is reported, and must not be the last that is heard of renewals.
+        self._loop.call_later(POLL_S, self._rotate)
         self._rotation.tick()
         self._settle()
-        self._loop.call_later(POLL_S, self._rotate)
 
     # the loader
 

@@ -85,21 +85,33 @@ class Rotation:
         if not identity or not identity.get("pki"):
             return
         if identity["certificate"] != self._certificate:
-            self._certificate = identity["certificate"]
-            self._life = Life.of(identity)
-            self._stage = Stage.FINE
-            self._failures = 0
-            self._retry_at = 0.0
+            self._begin(identity)
         assert self._life is not None
         self._watch(identity)
         self._renew(identity, self._life)
         self._tell(identity, self._life)
+
+    def look_again(self) -> None:
+        """The snapshot in use is another one than was made last: what was loaded may not be in it."""
+        self._taken = None
 
     def close(self) -> None:
         """End a renewal under way: it may be killed between any two of its writes."""
         if self._renewal is not None:
             self._renewal.close()
             self._renewal = None
+
+    def _begin(self, identity: Mapping[str, Any]) -> None:
+        """Another certificate is in use."""
+        life = Life.of(identity)
+        if self._life is None or life.end > self._life.end:
+            # Whoever renewed it: what kept us from doing so is over. Not if it ends with the same issuer.
+            self._state.renewal_error = ""
+        self._certificate = identity["certificate"]
+        self._life = life
+        self._stage = Stage.FINE
+        self._failures = 0
+        self._retry_at = 0.0
 
     # the files
 
@@ -306,22 +318,17 @@ def fingerprint(entry: Path) -> Print:
 
 def _is_in_use(entry: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the public part of the entry is what the snapshot has."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        texts = [_text(entry / name) for name in ("certificate.pem", "bundle.pem")]
-        federated = json.loads(_text(entry / "federated.json", "{}"))
-        revoked = json.loads(_text(entry / "revoked.json", '{"revoked": []}'))["revoked"]
-        return (
-            texts == [identity["certificate"], identity["bundle"]]
-            and federated == identity["federated"]
-            and sorted(set(revoked)) == identity["revoked"]
-        )
+    # Not at the top: an agent without an identity does without. Read as the loader reads: nothing that stands
+    # there (a FIFO, an endless file) can hold it up.
+    from fastmesh.certs import files, store
+
+    with contextlib.suppress(OSError, store.PkiError):
+        found = files.read_entry(entry, (store.CERTIFICATE, store.BUNDLE), (store.FEDERATED, store.REVOKED))
+        there = {
+            "certificate": found[store.CERTIFICATE],
+            "bundle": found[store.BUNDLE],
+            "federated": store.read_federated(found.get(store.FEDERATED), "", ""),
+            "revoked": [*store.read_revoked(found.get(store.REVOKED), "")],
+        }
+        return all(identity[key] == value for key, value in there.items())
     return False
-
-
-def _text(path: Path, missing: str | None = None) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        if missing is None:
-            raise
-        return missing

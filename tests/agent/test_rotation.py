@@ -387,6 +387,57 @@ def test_a_mounted_secret_is_swapped(fake: Fake) -> None:
     assert fake.state.identity_reloads["rejected"] == 0
 
 
+def test_a_failure_is_over_when_somebody_else_has_renewed(fake: Fake) -> None:
+    key = fake.pki / "ca/issuer/current/key.pem"
+    text = key.read_text()
+    key.write_text("no key")
+    fake.offset = 0.78 * DAY
+    fake.until(lambda: fake.state.renewals["failed"] == 1, "a failure")
+    assert any("could not be renewed" in line for line in fake.state.warnings(fake.now()))
+    key.write_text(text)
+    authority.issue(fake.pki, "svc-a", DAY)
+    fake.until(lambda: fake.state.identity_reloads["accepted"] == 1, "the new certificate")
+    fake.rotation.tick()
+    assert fake.state.warnings(fake.now()) == []
+
+
+def nested(entry: Path) -> None:
+    (entry / "federated.json").write_text("[" * 100_000)
+
+
+def no_file(entry: Path) -> None:
+    (entry / "bundle.pem").unlink()
+    os.mkfifo(entry / "bundle.pem")
+
+
+def endless(entry: Path) -> None:
+    (entry / "certificate.pem").unlink()
+    (entry / "certificate.pem").symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("harm", [nested, no_file, endless], ids=lambda harm: harm.__name__)
+def test_what_is_found_at_the_first_look_holds_nothing_up(fake: Fake, harm: Callable[[Path], None]) -> None:
+    """As when the agent has died: whatever stands there now, the one in use was loaded from before."""
+    entry = fake.pki / "workloads/svc-a"
+    good = {name: (entry / name).read_text() for name in rotation.FILES[:3]}
+    shutil.rmtree(entry)
+    harm(plain(entry, good))
+    fake.until(lambda: fake.state.identity_reloads["rejected"], "the refusal")
+    assert fake.said("not taken over")
+
+
+def test_an_identity_is_not_lost_with_a_configuration_that_is_refused(fake: Fake) -> None:
+    """It came with a reload whose listener could not be opened: the snapshot before is in use again."""
+    before = fake.state.snapshot
+    fake.rotation.tick()
+    authority.issue(fake.pki, "svc-a", DAY)
+    fake.until(lambda: fake.state.identity_reloads["accepted"] == 1, "the new certificate")
+    assert before is not None
+    fake.state.take_snapshot(before)
+    fake.rotation.look_again()
+    fake.until(lambda: fake.state.identity_reloads["accepted"] == 2, "the new certificate once more")
+
+
 # the whole agent
 
 
@@ -411,11 +462,10 @@ def wait_metric(agent: Agent, name: str, value: float, **labels: str) -> None:
 
 
 def renewed(agent: Agent) -> dict[str, Any]:
-    """The next snapshot, which is told to have a new identity only."""
-    number = agent.frame("renewed").message["number"]
-    snapshot: dict[str, Any] = agent.frame("snapshot").message["snapshot"]
-    assert snapshot["number"] == number
-    return snapshot
+    """What is new in the next snapshot: its identity."""
+    new: dict[str, Any] = agent.frame("identity").message
+    assert new.keys() == {"type", "number", "digest", "identity"}
+    return new
 
 
 def test_the_agent_takes_over_what_a_mounted_secret_becomes(agent: Agent, tmp_path: Path) -> None:
@@ -458,8 +508,6 @@ def test_the_agent_renews_and_sends_a_snapshot_with_nothing_else_new(agent: Agen
     assert second["digest"] != first["digest"]
     assert second["identity"]["certificate"] != first["identity"]["certificate"]
     assert second["identity"]["key"] != first["identity"]["key"]
-    same = ("listeners", "services", "workers", "admin", "access_log", "drain_ms", "source")
-    assert {key: first[key] for key in same} == {key: second[key] for key in same}
     wait_metric(agent, "certificate_renewals_total", 1.0, result="succeeded")
     wait_metric(agent, "identity_reloads_total", 1.0, result="accepted")
     shown = agent.get("/config").json["snapshot"]["identity"]
@@ -478,6 +526,25 @@ def test_an_agent_that_takes_over_goes_on(
     resumed.frame("ready")
     assert renewed(resumed)["number"] == snapshot["number"] + 1
     resumed.stop()
+
+
+def test_an_identity_made_for_a_refused_configuration_is_made_anew(agent: Agent, tmp_path: Path) -> None:
+    """Between the new configuration and the word that a listener of it cannot be opened."""
+    pki = tmp_path / "pki"
+    authority.create(pki, "mesh.local")
+    authority.issue(pki, "svc-a", DAY)
+    first = agent.serving(mesh_config(pki))
+    agent.write(mesh_config(pki, drain="77s"))
+    agent.channel.send({"type": "reload"})
+    assert agent.frame("snapshot").message["snapshot"]["number"] == 2
+    made = authority.issue(pki, "svc-a", DAY)
+    assert renewed(agent)["number"] == 3
+    agent.channel.send({"type": "resume", "config": str(agent.path), "workers": 1, "snapshot": first})
+    again = renewed(agent)
+    assert again["number"] == 2
+    assert again["identity"]["not_after"] == made.not_after
+    assert agent.get("/config").json["snapshot"]["drain_ms"] == first["drain_ms"]
+    agent.stop()
 
 
 def test_readyz_warns_then_refuses_and_the_log_escalates(agent: Agent, short: Path) -> None:
