@@ -59,20 +59,23 @@ class Life(NamedTuple):
         return now >= self.renew or now < self.not_before
 
     def stage(self, now: float) -> Stage:
-        if now < self.not_before:
-            return Stage.EARLY
-        left = self.end - now
-        if left <= 0:  # as OpenSSL has it: the second of notAfter is out of time already
-            return Stage.OVER
-        if left <= URGENT_LEFT * self.length:
-            return Stage.URGENT
-        return Stage.WARNING if left <= WARN_LEFT * self.length else Stage.FINE
+        return Stage.EARLY if now < self.not_before else stage_of(self.issued, self.end, now)
 
     def backoff(self, failures: int) -> float:
         """The longest wait, in seconds, before the next try after so many failures in a row."""
         first = min(max(self.length / 100, 0.5), 30.0)
         most = min(max(self.length / 20, 1.0), 600.0)
         return min(first * 2.0 ** min(failures - 1, 32), most)
+
+
+def stage_of(begin: float, end: float, now: float) -> Stage:
+    """Of a life from `begin` to `end`."""
+    left, length = end - now, max(end - begin, 1.0)
+    if left <= 0:  # as OpenSSL has it: the second of notAfter is out of time already
+        return Stage.OVER
+    if left <= URGENT_LEFT * length:
+        return Stage.URGENT
+    return Stage.WARNING if left <= WARN_LEFT * length else Stage.FINE
 
 
 def span(seconds: float) -> str:

@@ -26,7 +26,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastmesh.agent.life import Life, Stage, span
+from fastmesh.agent.life import Life, Stage, span, stage_of
+from fastmesh.agent.state import ROTATE
 
 if TYPE_CHECKING:
     from fastmesh.agent.configuration import Configuration
@@ -76,6 +77,8 @@ class Rotation:
         self._renewing: Life | None = None  # of the certificate that it began with
         self._failures = 0
         self._retry_at = 0.0
+        # What was said of the issuer and the root last: the end, and how far they had come.
+        self._authorities: dict[str, tuple[int, Stage]] = {}
 
     def tick(self) -> None:
         """Look at everything once."""
@@ -90,6 +93,7 @@ class Rotation:
         self._watch(identity)
         self._renew(identity, self._life)
         self._tell(identity, self._life)
+        self._tell_of_authorities(identity["spiffe_id"])
 
     def look_again(self) -> None:
         """The snapshot in use is another one than was made last: what was loaded may not be in it."""
@@ -231,6 +235,22 @@ class Rotation:
                 f"warning: the certificate of {name} is valid in {span(life.not_before - now)} only: is the "
                 "clock of this host right?"
             )
+
+    def _tell_of_authorities(self, name: str) -> None:
+        """They have to be replaced by somebody, long before the certificates under them cannot be renewed."""
+        now = self._clock()
+        for kind, begin, end in self._state.authorities():
+            said = (end, stage_of(begin, end, now))
+            if self._authorities.get(kind, (end, Stage.FINE)) != said and said[1] in (
+                Stage.WARNING,
+                Stage.URGENT,
+            ):
+                level = "warning" if said[1] == Stage.WARNING else "error"
+                left = span(end - now)
+                self._say(
+                    f"{level}: the {kind} above the certificate of {name} ends in {left}; {ROTATE[kind]}"
+                )
+            self._authorities[kind] = said
 
 
 class Renewal:

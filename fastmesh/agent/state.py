@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from fastmesh.agent.life import Life, Stage, span
+from fastmesh.agent.life import Life, Stage, span, stage_of
 from fastmesh.host.secrets import redact
+
+ROTATE: Final = {"issuer": "run: fastmesh certs rotate-issuer", "root": "run: fastmesh certs rotate-root"}
 
 
 class Worker(NamedTuple):
@@ -96,6 +98,15 @@ class State:
         ends = {"workload": "not_after", "issuer": "issuer_not_after", "root": "root_not_after"}
         return [(kind, identity[key]) for kind, key in ends.items() if key in identity]
 
+    def authorities(self) -> list[tuple[str, int, int]]:
+        """The CAs that the certificate rests on: `issuer` or `root`, beginning and end in Unix seconds."""
+        identity = (self.snapshot or {}).get("identity") or {}
+        return [
+            (kind, identity[f"{kind}_not_before"], identity[f"{kind}_not_after"])
+            for kind in ("issuer", "root")
+            if f"{kind}_not_before" in identity
+        ]
+
     @property
     def workload(self) -> str:
         return str((self.snapshot or {}).get("workload") or "")
@@ -119,9 +130,11 @@ class State:
             found.append(
                 f"the certificate of {identity['spiffe_id']} is valid in {span(life.not_before - now)} only"
             )
-        for kind, end in self.certificates()[1:]:
+        for kind, begin, end in self.authorities():
             if end - now < life.length:
                 found.append(f"the {kind} ends in {span(end - now)}, before a new certificate would")
+            elif stage_of(begin, end, now) >= Stage.WARNING:
+                found.append(f"the {kind} ends in {span(end - now)}; {ROTATE[kind]}")
         if self.renewal_error:
             found.append(f"the certificate could not be renewed: {self.renewal_error}")
         if self.identity_error:

@@ -39,15 +39,17 @@ _PLACE: Final = re.compile(r"^\[[^\]]*\] | ?\(_ssl\.c:[0-9]+\)$")
 
 
 class Proof(NamedTuple):
-    """What was proven. Times are Unix seconds; `issuer_not_after` is that of the first issuer above the
-    certificate to end, `root_not_after` that of the first valid root in the bundle to end. `serial` is
-    hexadecimal in lower case, of at least 32 digits."""
+    """What was proven. Times are Unix seconds; those of the issuer are of the first one above the certificate
+    to end, those of the root of the first valid one in the bundle to end. `serial` is hexadecimal in lower
+    case, of at least 32 digits."""
 
     spiffe_id: spiffe.SpiffeId
     not_before: int
     not_after: int
     serial: str
+    issuer_not_before: int
     issuer_not_after: int
+    root_not_before: int
     root_not_after: int
 
 
@@ -107,16 +109,19 @@ def prove(certificate: str, key: str, bundle: str, now: float, labels: Labels) -
     except ValueError:
         raise PkiError(f"{labels.certificate} holds a certificate whose times cannot be read") from None
     _check_time(f"the certificate in {labels.certificate}", not_before, not_after, now)
-    root_end = min(root.not_after for root in valid)
+    root = min(valid, key=_end_of)
     # A cross certificate is called as the root that it stands in for, which is what counts.
-    names = {root.subject for root in valid}
+    names = {one.subject for one in valid}
+    issuer = min((ca for ca in in_time if ca.subject not in names), key=_end_of, default=root)
     return Proof(
         _svid(peer, labels.certificate),
         not_before,
         not_after,
         f"{int(peer['serialNumber'], 16):032x}",
-        min((ca.not_after for ca in in_time if ca.subject not in names), default=root_end),
-        root_end,
+        issuer.not_before,
+        issuer.not_after,
+        root.not_before,
+        root.not_after,
     )
 
 
@@ -190,6 +195,10 @@ def _ca(pem: str, where: str) -> _Ca:
         return _Ca(pem, names[-1] if names else "without a name", *_times(fields))
     except ValueError:
         raise PkiError(f"{where} holds a certificate whose times cannot be read") from None
+
+
+def _end_of(ca: _Ca) -> int:
+    return ca.not_after
 
 
 def _times(fields: Any) -> tuple[int, int]:

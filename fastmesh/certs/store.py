@@ -69,7 +69,9 @@ class Identity:
     spiffe_id: str
     not_before: int
     not_after: int
+    issuer_not_before: int
     issuer_not_after: int
+    root_not_before: int
     root_not_after: int
     federated: Mapping[str, str] = field(default_factory=dict)
     revoked: tuple[str, ...] = ()
@@ -184,7 +186,9 @@ def load_identity(
         spiffe_id=str(proven.spiffe_id),
         not_before=proven.not_before,
         not_after=proven.not_after,
+        issuer_not_before=proven.issuer_not_before,
         issuer_not_after=proven.issuer_not_after,
+        root_not_before=proven.root_not_before,
         root_not_after=proven.root_not_after,
         federated=MappingProxyType(federated),
         revoked=revoked,

@@ -228,6 +228,36 @@ def test_an_issuing_ca_at_its_end_is_not_chased(tmp_path: Path, make: Callable[[
     assert fake.state.renewals["succeeded"] == 0
 
 
+def test_cas_near_their_ends_are_told_of_in_time(tmp_path: Path, make: Callable[[], Fake]) -> None:
+    """At 20 % and 5 % of a life of theirs: when no certificate can be renewed any more it is too late."""
+    authority.create(tmp_path / "pki", "mesh.local", issuer_life=100 * DAY, root_life=300 * DAY)
+    authority.issue(tmp_path / "pki", "svc-a", DAY)
+    fake = make()
+
+    def warned() -> list[str]:
+        fake.rotation._tell_of_authorities("svc-a")
+        return [line for line in fake.state.warnings(fake.now()) if "the certificate of" not in line]
+
+    assert (warned(), fake.lines) == ([], [])
+    fake.offset = 81 * DAY
+    (warning,) = warned()
+    assert warning.startswith("the issuer ends in 18 d")
+    assert warning.endswith("run: fastmesh certs rotate-issuer")
+    warned()
+    (line,) = fake.lines
+    assert line.startswith("warning: the issuer above the certificate of svc-a ends in 18 d")
+    fake.offset = 96 * DAY
+    warned()
+    assert fake.lines[1].startswith("error: the issuer ")
+    assert "rotate-issuer" in fake.lines[1]
+    soon = {"root_not_before": int(time.time()) - 98 * DAY, "root_not_after": int(time.time()) + 2 * DAY}
+    fake.offset = 0.0
+    fake.use({**fake.identity, **soon})
+    assert warned() == ["the root ends in 1 d 23 h; run: fastmesh certs rotate-root"]
+    assert fake.lines[2].startswith("error: the root ")
+    assert len(fake.lines) == 3
+
+
 def test_closing_ends_a_renewal(fake: Fake) -> None:
     fake.offset = 0.8 * DAY
     fake.rotation.tick()

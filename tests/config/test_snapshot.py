@@ -142,6 +142,7 @@ def test_mesh_a_example(mesh: Path) -> None:
     assert set(identity) == {
         *("certificate", "key", "bundle", "pki", "workload", "spiffe_id", "federated", "revoked"),
         *("not_before", "not_after", "issuer_not_after", "root_not_after"),
+        *("issuer_not_before", "root_not_before"),
     }
     assert (identity["pki"], identity["workload"]) == (str(mesh / "pki"), "svc-a")
     assert (identity["spiffe_id"], identity["revoked"]) == ("spiffe://mesh.local/svc-a", [])
