@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from kit import procfs
 from kit.fixtures import Serve, Serving
 from kit.limits import DEADLINE, wait_until
 from kit.load import Load
@@ -79,6 +82,13 @@ class Sidecars:
             return client.read_response()
 
 
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def roots(identity: dict[str, Any]) -> set[bytes]:
     return {cert.serial_number.to_bytes(32) for cert in _certificates(identity["bundle"])}
 
@@ -136,6 +146,53 @@ def test_both_cas_are_replaced_under_load(serve: Serve, nginx: Nginx, own_pki: P
     assert fresh.result.failures == []
     assert all(not roots(identity) & old for identity in mesh.identities())
     assert all(one.metrics().sum("tls_failed_total") == 0 for one in mesh.both)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.15, 0.3, 0.45])
+def test_the_agent_is_killed_in_the_middle_of_a_renewal(
+    serve: Serve, upstream: Serving, own_pki: Pki, delay: float
+) -> None:
+    """Whatever the renewal has done by then, the next agent takes it over or does it again."""
+    for name in ("svc-a", "svc-b"):
+        issue(own_pki, name, "10s")
+    mesh = Sidecars(serve, own_pki.path, upstream(answering(b"x")).address[1])
+    first = max(identity["not_after"] for identity in mesh.identities())
+
+    def renewing() -> int | None:
+        agent = mesh.b.agent_pid()
+        found = [pid for pid in procfs.children(agent or 0) if b"fastmesh.certs.renewal" in command_line(pid)]
+        return agent if found else None
+
+    agent = wait_until(renewing, "a renewal") or 0
+    end = time.monotonic() + delay
+    wait_until(lambda: time.monotonic() >= end, "its middle")
+    os.kill(agent, signal.SIGKILL)
+    mesh.b.wait_metric("its successor", lambda m: m.sum("agent_restarts_total") == 1)
+    mesh.until("new certificates", lambda identity: identity["not_after"] > first)
+    assert mesh.ask().status == 200
+    assert mesh.b.metrics().sum("identity_reloads_total", result="rejected") == 0
+
+
+def test_two_sidecars_of_one_workload_share_a_directory(
+    serve: Serve, upstream: Serving, own_pki: Pki
+) -> None:
+    """One renews, the other takes over; if both do, the last one counts, and both come to it."""
+    issue(own_pki, "svc-a", "1h")
+    issue(own_pki, "svc-b", "12s")
+    app = upstream(answering(b"x"))
+    one = Sidecars(serve, own_pki.path, app.address[1])
+    other = Sidecars(serve, own_pki.path, app.address[1])
+    pair = (one.b, other.b)
+    first = one.identities()[1]["not_after"]
+
+    def ends() -> list[int]:
+        return [proxy.config()["snapshot"]["identity"]["not_after"] for proxy in pair]
+
+    wait_until(lambda: min(ends()) > first and len(set(ends())) == 1, "the same new certificate", 2 * DEADLINE)
+    assert one.ask().status == other.ask().status == 200
+    for proxy in pair:
+        assert proxy.metrics().sum("certificate_renewals_total", result="failed") == 0
+        assert proxy.metrics().sum("identity_reloads_total", result="rejected") == 0
 
 
 def test_after_its_end_a_certificate_proves_nothing(serve: Serve, upstream: Serving, own_pki: Pki) -> None:
