@@ -598,6 +598,7 @@ cdef class Worker:
             "tls": w.tls_open,
             "pipes": w.pipes_open,
             "descriptors": w.fds_open,
+            "snapshots": w.snapshots,
         }
 
 

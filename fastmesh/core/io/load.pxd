@@ -335,6 +335,7 @@ cdef inline Snapshot *load_snapshot(Worker *w, dict d) except NULL:
     cdef Snapshot *s = <Snapshot *>calloc(1, sizeof(Snapshot))
     if s == NULL:
         raise MemoryError()
+    w.snapshots += 1
     s.refs = 1
     try:
         _fill(w, s, d)

@@ -45,3 +45,4 @@ cdef inline void snapshot_unref(Worker *w, Snapshot *s) noexcept nogil:
         s.blocks = b.next
         free(b)
     free(s)
+    w.snapshots -= 1

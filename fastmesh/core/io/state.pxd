@@ -352,6 +352,7 @@ cdef struct Worker:
     uint64_t pipes_open
     uint64_t tls_open
     uint64_t fds_open
+    uint64_t snapshots            # loaded and still held by somebody
     AreaHeader *area
     WorkerRow *row
     Ring *ring
