@@ -188,7 +188,10 @@ def test_two_sidecars_of_one_workload_share_a_directory(
     def ends() -> list[int]:
         return [proxy.config()["snapshot"]["identity"]["not_after"] for proxy in pair]
 
-    wait_until(lambda: min(ends()) > first and len(set(ends())) == 1, "the same new certificate", 2 * DEADLINE)
+    def both() -> bool:
+        return min(ends()) > first and len(set(ends())) == 1
+
+    wait_until(both, "the same new certificate", 2 * DEADLINE)
     assert one.ask().status == other.ask().status == 200
     for proxy in pair:
         assert proxy.metrics().sum("certificate_renewals_total", result="failed") == 0
