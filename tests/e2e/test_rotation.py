@@ -368,3 +368,38 @@ def test_a_revoked_peer_is_cut_and_kept_out(serve: Serve, upstream: Serving, own
     mesh.a.wait_metric("its use", lambda m: m.sum("worker_snapshot_number") >= number)
     answer = mesh.ask()
     assert (answer.status, answer.reason) == (502, "upstream_tls_revoked")
+
+
+def test_the_deny_list_reaches_a_sidecar_that_drains(serve: Serve, upstream: Serving, own_pki: Pki) -> None:
+    """What is open then may stay so for as long as the drain takes, but not if it is revoked meanwhile."""
+    for name in ("svc-b", "svc-x", "svc-y"):
+        issue(own_pki, name, "1h")
+    port = free_port()
+    proxy = serve(
+        {
+            "workload": "svc-b",
+            "trust_domain": "mesh.local",
+            "pki": str(own_pki.path),
+            "drain": "5m",
+            "listeners": [
+                {"name": "in", "role": "inbound", "bind": f"127.0.0.1:{port}", "to": "app", "protocol": "tcp"}
+            ],
+            "services": {"app": {"endpoints": [f"127.0.0.1:{upstream(answering(b'x')).address[1]}"]}},
+        }
+    )
+    bad, good = (
+        connect_tls(("127.0.0.1", port), client_context(own_pki.identity(name)))
+        for name in ("svc-x", "svc-y")
+    )
+    with bad, good:
+        for client in (bad, good):
+            client.send(request())
+            assert client.read_response().body == b"x"
+        proxy.terminate()
+        proxy.wait_metric("the drain", lambda m: m.sum("draining") == 1)
+        cli("certs", "revoke", "svc-x", "--pki", own_pki.path)
+        with contextlib.suppress(ConnectionError):
+            assert bad.read_to_end() == b""
+        good.send(request())
+        assert good.read_response().body == b"x"
+    assert proxy.wait() == 0, proxy.stderr()
