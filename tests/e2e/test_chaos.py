@@ -131,13 +131,11 @@ def ask_and_check(rng: random.Random, address: Address, host: str) -> None:
                     data += head + chunked(*(body[i : i + 40_000] for i in range(0, len(body), 40_000)))
                 else:
                     data += request("POST", headers=fields, host=host, body=body)
-            sender = threading.Thread(target=client.send, args=(bytes(data),), daemon=True)
-            sender.start()
-            for body in bodies:
-                answer = client.read_response()
-                assert answer.status == 200, (answer.status, answer.reason)
-                assert answer.body == body
-            sender.join()
+            with client.sending(bytes(data)):
+                for body in bodies:
+                    answer = client.read_response()
+                    assert answer.status == 200, (answer.status, answer.reason)
+                    assert answer.body == body
         if rng.random() < 0.3:
             client.send(request("POST", body=b"last", host=host))
             client.shutdown()
@@ -148,17 +146,8 @@ def ask_and_check(rng: random.Random, address: Address, host: str) -> None:
 def tunnel_and_check(rng: random.Random, address: Address) -> None:
     """Opaque bytes there and back, then a half-close."""
     data = noise(rng, LARGEST)
-    with connect(address) as client:
-
-        def send() -> None:
-            with contextlib.suppress(OSError):  # what was not echoed is missed below
-                client.send(data)
-                client.shutdown()
-
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
+    with connect(address) as client, client.sending(data, end=True):
         assert client.read_to_end() == data
-        sender.join()
 
 
 # clients that do not

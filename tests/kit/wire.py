@@ -9,7 +9,8 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from kit.limits import DEADLINE
@@ -135,6 +136,34 @@ class Conn:
         """Close with RST instead of FIN."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
+
+    @contextlib.contextmanager
+    def sending(self, data: bytes, *, end: bool = False) -> Iterator[None]:
+        """Send `data` (`end`: and half-close) while the block reads. What goes wrong with that is raised at
+        the end of the block, if the block itself has nothing to raise."""
+        failed: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                self.send(data)
+                if end:
+                    self.shutdown()
+            except BaseException as error:
+                failed.append(error)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        try:
+            yield
+        except BaseException:
+            # Nobody reads any more: a sender that waits for that has to give up.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+            sender.join()
+            raise
+        sender.join()
+        for error in failed:
+            raise error
 
     # reading
 
