@@ -21,47 +21,11 @@ from kit import procfs
 from kit.fixtures import Serve, Serving
 from kit.limits import wait_until
 from kit.pki import Identity, Pki, client_context, self_signed, server_context
-from kit.ports import free_port
 from kit.proxy import Fastmesh, Metrics
+from kit.sidecars import address_of, inbound, outbound
 from kit.svid import PythonEnd
 from kit.upstream import ServerConn, Upstream, answering
-from kit.wire import Closed, Conn, connect, connect_tls, request, response
-
-
-def inbound(pki: Pki, endpoint: int, **listener: Any) -> dict[str, Any]:
-    """The sidecar of svc-b, as in mesh-b.yaml, on a free port."""
-    return {
-        "workload": "svc-b",
-        "trust_domain": "mesh.local",
-        "pki": str(pki.path),
-        "listeners": [
-            {
-                "name": "inbound",
-                "role": "inbound",
-                "bind": f"127.0.0.1:{free_port()}",
-                "tls": "mesh",
-                "to": "app",
-                **listener,
-            }
-        ],
-        "services": {"app": {"endpoints": [f"127.0.0.1:{endpoint}"]}},
-    }
-
-
-def outbound(pki: Pki, endpoint: int, workload: str = "svc-a", **service: Any) -> dict[str, Any]:
-    """The sidecar of svc-a, as in mesh-a.yaml, on a free port."""
-    return {
-        "workload": workload,
-        "trust_domain": "mesh.local",
-        "pki": str(pki.path),
-        "listeners": [{"name": "outbound", "role": "outbound", "bind": f"127.0.0.1:{free_port()}"}],
-        "services": {"svc-b": {"endpoints": [f"127.0.0.1:{endpoint}"], "tls": "mesh", **service}},
-    }
-
-
-def port_of(config: dict[str, Any]) -> int:
-    return int(config["listeners"][0]["bind"].rpartition(":")[2])
-
+from kit.wire import Closed, connect, connect_tls, request, response
 
 ALLOW = [{"from": ["svc-a"], "methods": ["GET", "POST"], "paths": ["/*"]}]
 
@@ -85,9 +49,9 @@ def mesh(serve: Serve, upstream: Serving, pki: Pki) -> Mesh:
     """Application, sidecar of svc-b, sidecar of svc-a: the two example files."""
     app = upstream(answering(b"hello from the application"))
     config_b = inbound(pki, app.address[1], allow=ALLOW)
-    config_a = outbound(pki, port_of(config_b))
+    config_a = outbound(pki, address_of(config_b)[1])
     b, a = serve(config_b), serve(config_a)
-    return Mesh(app, a, b, ("127.0.0.1", port_of(config_a)), ("127.0.0.1", port_of(config_b)))
+    return Mesh(app, a, b, address_of(config_a), address_of(config_b))
 
 
 # the way through
@@ -112,21 +76,14 @@ def test_large_bodies_cross_the_mesh_both_ways(mesh: Mesh) -> None:
     with connect(mesh.outbound) as client:
         for _ in range(2):
             client.send(request("POST", host="svc-b", headers=[("Content-Length", str(len(body)))]))
-            sender = threading_send(client, body)
-            answer = client.read_response()
-            sender.join(30)
+            with client.sending(body):
+                answer = client.read_response()
             assert answer.body == body
 
 
 def echo_body(conn: ServerConn) -> None:
     for seen in conn:
         conn.send(response(seen.body))
-
-
-def threading_send(conn: Conn, data: bytes) -> threading.Thread:
-    thread = threading.Thread(target=conn.send, args=(data,), daemon=True)
-    thread.start()
-    return thread
 
 
 def test_between_the_sidecars_there_is_only_tls_1_3(serve: Serve, upstream: Serving, pki: Pki) -> None:
@@ -136,7 +93,7 @@ def test_between_the_sidecars_there_is_only_tls_1_3(serve: Serve, upstream: Serv
     config_b = inbound(pki, app.address[1])
 
     def wiretap(conn: ServerConn) -> None:
-        with connect(("127.0.0.1", port_of(config_b))) as inner:
+        with connect(address_of(config_b)) as inner:
 
             def back() -> None:
                 with contextlib.suppress(OSError):
@@ -158,7 +115,7 @@ def test_between_the_sidecars_there_is_only_tls_1_3(serve: Serve, upstream: Serv
     config_a = outbound(pki, tap.address[1])
     serve(config_b)
     serve(config_a)
-    with connect(("127.0.0.1", port_of(config_a))) as client:
+    with connect(address_of(config_a)) as client:
         client.send(request(target="/secret-path", headers=[("X-Secret", "secret-value")], host="svc-b"))
         assert client.read_response().status == 200
     assert app.requests[0].target == "/secret-path"
@@ -194,7 +151,7 @@ def test_allow_names_callers_methods_and_paths(serve: Serve, upstream: Serving, 
     ]
     config = inbound(pki, app.address[1], protocol="http", allow=rules)
     serve(config)
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
     allowed = [
         ("svc-a", "GET", "/api/x"),
         ("svc-a", "GET", "/api/x/y?q=/../"),
@@ -237,7 +194,7 @@ def test_rules_of_a_reload_hold_for_connections_that_are_open(
     """What an earlier set said of the caller is not taken for theirs, whatever memory they lie in."""
     app = upstream()
     config = inbound(pki, app.address[1], protocol="http")
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
 
     config["listeners"][0]["allow"] = [{"from": ["svc-a"]}]
     proxy = serve(config)
@@ -275,7 +232,7 @@ def test_opaque_connections_that_no_rule_allows_are_closed(serve: Serve, upstrea
     app = upstream(lambda conn: conn.send(conn.read_exact(4)))
     config = inbound(pki, app.address[1], protocol="tcp", allow=[{"from": ["svc-a"]}])
     serve(config)
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
     with connect_tls(address, client_context(pki.identity("svc-a"))) as client:
         client.send(b"ping")
         assert client.read_exact(4) == b"ping"
@@ -296,7 +253,7 @@ def test_detection_is_no_way_around_the_rules(serve: Serve, upstream: Serving, p
         pki, app.address[1], allow=[{"from": ["svc-a"], "methods": ["GET"], "paths": ["/api/*"]}]
     )
     serve(config)
-    with connect_tls(("127.0.0.1", port_of(config)), client_context(pki.identity("svc-a"))) as client:
+    with connect_tls(address_of(config), client_context(pki.identity("svc-a"))) as client:
         with contextlib.suppress(OSError):
             client.send(data)
         with contextlib.suppress(OSError):
@@ -312,7 +269,7 @@ def test_the_alert_for_a_connection_goes_to_no_other(serve: Serve, upstream: Ser
         pki, app.address[1], allow=[{"from": ["svc-a"], "methods": ["GET"], "paths": ["/api/*"]}]
     )
     serve(config)
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
     context = client_context(pki.identity("svc-a"))
     with connect_tls(address, context) as bystander:
         for _ in range(3):
@@ -342,7 +299,7 @@ def test_permissive_accepts_both_and_rules_hold_for_identities(
         "listeners": [*open_config["listeners"], {**strict_config["listeners"][0], "name": "ruled"}],
     }
     serve(both)
-    open_address, ruled = ("127.0.0.1", port_of(open_config)), ("127.0.0.1", port_of(strict_config))
+    open_address, ruled = address_of(open_config), address_of(strict_config)
     identity = pki.identity("svc-a")
     for address, plain_status in ((open_address, 200), (ruled, 403)):
         assert tls_ask(address, identity, request()).status == 200
@@ -430,7 +387,7 @@ def test_refusals_are_counted_under_their_own_reason(
     app = upstream()
     config = inbound(pki, app.address[1])
     proxy = serve(config)
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
     wanted: dict[str, int] = {}
     for case, (reason, attempt) in strangers.items():
         attempt(address)
@@ -469,7 +426,7 @@ def test_handshake_that_stalls_is_ended(serve: Serve, upstream: Serving, pki: Pk
     app = upstream()
     config = inbound(pki, app.address[1], header_timeout="300ms")
     proxy = serve(config)
-    with connect(("127.0.0.1", port_of(config))) as client:
+    with connect(address_of(config)) as client:
         client.send(b"\x16\x03\x01\x02\x00\x01")
         client.expect_close()
     proxy.wait_metric("counted", lambda m: m.by_reason("tls_timeout") == 1)
@@ -493,7 +450,7 @@ def tls_server(context: ssl.SSLContext) -> Callable[[ServerConn], None]:
 def outbound_ask(serve: Serve, pki: Pki, port: int, **service: Any) -> tuple[Any, Fastmesh]:
     config = outbound(pki, port, **service)
     proxy = serve(config)
-    with connect(("127.0.0.1", port_of(config))) as client:
+    with connect(address_of(config)) as client:
         client.send(request(host="svc-b"))
         return client.read_response(), proxy
 
@@ -561,7 +518,7 @@ def test_next_endpoint_when_one_proves_the_wrong_name(serve: Serve, upstream: Se
     config["services"]["svc-b"]["endpoints"].append(f"127.0.0.1:{real.address[1]}")
     serve(config)
     for _ in range(4):
-        with connect(("127.0.0.1", port_of(config))) as client:
+        with connect(address_of(config)) as client:
             client.send(request("POST", host="svc-b", body=b"x"))
             assert client.read_response().status == 200
     assert impostor.requests == []
@@ -582,7 +539,7 @@ def test_truncation_between_the_sidecars_is_noticed(serve: Serve, upstream: Serv
     server = upstream(cut)
     config = outbound(pki, server.address[1])
     serve(config)
-    with connect(("127.0.0.1", port_of(config))) as client:
+    with connect(address_of(config)) as client:
         client.send(request(host="svc-b"))
         with contextlib.suppress(Closed, ConnectionError):
             answer = client.read_response()
@@ -599,7 +556,7 @@ def test_sessions_resume_across_workers(serve: Serve, upstream: Serving, pki: Pk
     config = inbound(pki, app.address[1])
     proxy = serve(config, workers=2)
     workers = proxy.wait_workers(2)
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
     context = client_context(pki.identity("svc-a"))
     session, issuer = None, None
     pairs: set[tuple[int, int]] = set()
@@ -632,7 +589,7 @@ def test_resumed_session_of_an_expired_certificate_is_refused(
     app = upstream()
     config = inbound(pki, app.address[1])
     serve(config)
-    address = ("127.0.0.1", port_of(config))
+    address = address_of(config)
     brief = pki.forge(
         tmp_path / "brief", ["spiffe://mesh.local/svc-a"], not_after=datetime.timedelta(seconds=3)
     )
@@ -659,10 +616,10 @@ def test_sidecars_resume_their_sessions(serve: Serve, upstream: Serving, pki: Pk
     """A sidecar that connects again to the same endpoint does not start from nothing."""
     app = upstream()
     config_b = inbound(pki, app.address[1])
-    config_a = outbound(pki, port_of(config_b), pool={"idle_max": 0})
+    config_a = outbound(pki, address_of(config_b)[1], pool={"idle_max": 0})
     b, a = serve(config_b), serve(config_a)
     for _ in range(5):
-        with connect(("127.0.0.1", port_of(config_a))) as client:
+        with connect(address_of(config_a)) as client:
             client.send(request(host="svc-b"))
             assert client.read_response().status == 200
     for proxy in (a, b):

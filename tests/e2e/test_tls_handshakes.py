@@ -10,39 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit.fixtures import Serve, Serving
 from kit.pki import Pki, client_context
-from kit.ports import free_port
 from kit.proxy import Fastmesh
+from kit.sidecars import address_of, inbound
 from kit.upstream import answering
 from kit.wire import Conn, connect, connect_tls, request
-
-
-def inbound(pki: Pki, endpoint: int, host: str = "127.0.0.1", **listener: Any) -> dict[str, Any]:
-    return {
-        "workload": "svc-b",
-        "trust_domain": "mesh.local",
-        "pki": str(pki.path),
-        "listeners": [
-            {
-                "name": "inbound",
-                "role": "inbound",
-                "bind": f"{host}:{free_port()}",
-                "tls": "mesh",
-                "to": "app",
-                **listener,
-            }
-        ],
-        "services": {"app": {"endpoints": [f"127.0.0.1:{endpoint}"]}},
-    }
-
-
-def address_of(config: dict[str, Any]) -> tuple[str, int]:
-    host, _, port = config["listeners"][0]["bind"].rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def serves(address: tuple[str, int], context: ssl.SSLContext) -> bool:

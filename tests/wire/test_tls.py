@@ -30,13 +30,6 @@ from fastmesh import _tls as tls
 MIB = 1 << 20
 
 
-@pytest.fixture(params=[True, False], ids=["own", "openssl"])
-def engine(request: pytest.FixtureRequest) -> Iterator[tls.Engine]:
-    """With our own records, and with OpenSSL's all the way."""
-    yield tls.Engine(own_records=request.param)
-    assert not tls.errors_queued()
-
-
 @pytest.fixture
 def ends(engine: tls.Engine) -> tuple[tls.Connection, tls.Connection]:
     return meet(engine, svc_a().client(), svc_b().server(), expect=B.encode(), slot=tls.Slot())

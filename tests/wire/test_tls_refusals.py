@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -23,13 +23,6 @@ from kit.svid import (
 )
 
 from fastmesh import _tls as tls
-
-
-@pytest.fixture(params=[True, False], ids=["own", "openssl"])
-def engine(request: pytest.FixtureRequest) -> Iterator[tls.Engine]:
-    """With our own records, and with OpenSSL's all the way."""
-    yield tls.Engine(own_records=request.param)
-    assert not tls.errors_queued()
 
 
 def stranger() -> Identity:

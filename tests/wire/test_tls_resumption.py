@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime
 import ssl
 import time
-from collections.abc import Iterator
 
-import pytest
 from kit.svid import (
     A,
     Authority,
@@ -24,13 +22,6 @@ from kit.svid import (
 )
 
 from fastmesh import _tls as tls
-
-
-@pytest.fixture(params=[True, False], ids=["own", "openssl"])
-def engine(request: pytest.FixtureRequest) -> Iterator[tls.Engine]:
-    """With our own records, and with OpenSSL's all the way."""
-    yield tls.Engine(own_records=request.param)
-    assert not tls.errors_queued()
 
 
 def resumed(

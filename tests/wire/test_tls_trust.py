@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -27,12 +26,6 @@ from fastmesh import _tls as tls
 
 OTHER = b"other.example"
 CART = "spiffe://other.example/ns/shop/sa/cart"
-
-
-@pytest.fixture(params=[True, False], ids=["own", "openssl"])
-def engine(request: pytest.FixtureRequest) -> Iterator[tls.Engine]:
-    yield tls.Engine(own_records=request.param)
-    assert not tls.errors_queued()
 
 
 @pytest.fixture(scope="module")
