@@ -219,6 +219,7 @@ cdef inline uint8_t http1_field_id(const char *p, size_t n) noexcept nogil:
         if (head == fm_load64(b"x-forwar") and _low8(p + 8) == fm_load64(b"ded-clie")
                 and tail == fm_load64(b"ent-cert")):
             return F_X_FORWARDED_CLIENT_CERT
-    if 15 <= n <= 23 and (p[0] | 0x20) == c"x" and (p[1] == c"_" or p[11] == c"_" or n > 18 and p[18] == c"_"):
+    if 15 <= n <= 23 and (p[0] | 0x20) == c"x" and (p[3] | 0x20) == c"o" and (
+            p[1] == c"_" or p[11] == c"_" or n > 18 and p[18] == c"_"):
         return _underscored_id(p, n)
     return F_OTHER
