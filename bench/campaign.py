@@ -103,7 +103,7 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
 
 def _cast(plan: Plan, directory: Path, results: Results) -> list[Proxy]:
     """Those of the wished proxies that are installed; notes versions and absences."""
-    known = everyone(directory, pki.make(directory / "pki"))
+    known = everyone(pki.make(directory / "pki"))
     proxies = []
     for name in plan.only:
         try:

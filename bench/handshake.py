@@ -53,7 +53,7 @@ def main(count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="fastmesh-bench-") as name:
         directory = Path(name)
         directory.chmod(0o755)  # nginx changes its user
-        proxies = everyone(directory, pki.make(directory / "pki"))
+        proxies = everyone(pki.make(directory / "pki"))
         print("| proxy | full, µs | resumed, µs |\n|---|---|---|")
         with run_backend(directory, machine.choose_cpus(), 64) as ground:
             for which in ("haproxy", "nginx", "fastmesh"):

@@ -29,7 +29,7 @@ class Bench:
     def __init__(self, own_records: bool) -> None:
         self.engine = tls.Engine(own_records=own_records)
         with tempfile.TemporaryDirectory() as directory:
-            identities = make(Path(directory) / "pki")
+            identities = make(Path(directory) / "pki").identities
             a, b = (
                 (i.certificate.read_bytes(), i.key.read_bytes(), i.bundle.read_bytes())
                 for i in (identities["svc-a"], identities["svc-b"])

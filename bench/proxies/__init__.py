@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from bench.pki import Identity
+from bench.pki import Identity, Pki
 
 Role = Literal["plain", "out", "in"]
 """plain: HTTP to HTTP; out: HTTP to mutual TLS, as svc-a; in: mutual TLS to HTTP, as svc-b."""
@@ -45,7 +45,7 @@ class Proxy(Protocol):
         """The files of a workload that this proxy's PKI knows. Raises Unavailable if it has no TLS."""
 
 
-def everyone(directory: Path, identities: dict[str, Identity]) -> dict[str, Proxy]:
+def everyone(pki: Pki) -> dict[str, Proxy]:
     """All that the bench knows, by name, the floor first."""
     from bench.proxies.envoy import Envoy
     from bench.proxies.fastmesh import Fastmesh
@@ -55,10 +55,10 @@ def everyone(directory: Path, identities: dict[str, Identity]) -> dict[str, Prox
 
     proxies: list[Proxy] = [
         Floor(),
-        Nginx(identities),
-        HAProxy(identities),
-        Envoy(identities, "envoy", http2=True),
-        Envoy(identities, "envoy-h1", http2=False),
-        Fastmesh(directory),
+        Nginx(pki.identities),
+        HAProxy(pki.identities),
+        Envoy(pki.identities, "envoy", http2=True),
+        Envoy(pki.identities, "envoy-h1", http2=False),
+        Fastmesh(pki),
     ]
     return {proxy.name: proxy for proxy in proxies}

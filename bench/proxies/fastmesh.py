@@ -1,6 +1,6 @@
 """fastmesh as its user starts it: `.venv/bin/fastmesh serve -c FILE`, one worker.
 
-Its supervisor and agent count into its CPU time and memory. Its PKI comes from `fastmesh certs`, once a run.
+Its supervisor and agent count into its CPU time and memory.
 Changed from its defaults: upstream pools that hold every client's connection (128 by default), long idle
 timeouts. What it does for every request and the others do not by default (X-Forwarded-For and -Proto, Via,
 counters by service, the checks of `allow` and of SPIFFE ids) stays on.
@@ -8,14 +8,12 @@ counters by service, the checks of `allow` and of SPIFFE ids) stays on.
 
 from __future__ import annotations
 
-import functools
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from bench.machine import first_line, free_port
-from bench.pki import TRUST_DOMAIN, WORKLOADS, Identity
+from bench.pki import TRUST_DOMAIN, Identity, Pki
 from bench.proxies import Hop, Role, Unavailable
 
 BINARY: Final = Path(sys.executable).with_name("fastmesh")
@@ -79,8 +77,8 @@ services:
 class Fastmesh:
     name = "fastmesh"
 
-    def __init__(self, directory: Path) -> None:
-        self._pki = directory / "fastmesh-pki"
+    def __init__(self, pki: Pki) -> None:
+        self._pki = pki
 
     def version(self) -> str:
         if not BINARY.exists():
@@ -90,33 +88,12 @@ class Fastmesh:
     def argv(self, hop: Hop, directory: Path) -> list[str]:
         text = COMMON.format(admin=free_port())
         if hop.role != "plain":
-            self._make_pki()
             workload = "svc-a" if hop.role == "out" else "svc-b"
-            text += MESH.format(workload=workload, trust_domain=TRUST_DOMAIN, pki=self._pki)
+            text += MESH.format(workload=workload, trust_domain=TRUST_DOMAIN, pki=self._pki.path)
         text += ROLES[hop.role].format(listen=hop.listen, upstream=hop.upstream, pool=hop.connections)
         file = directory / "fastmesh.yaml"
         file.write_text(text)
         return [str(BINARY), "serve", "-c", str(file)]
 
     def identity(self, workload: str) -> Identity:
-        self._make_pki()
-        directory = self._pki / "workloads" / workload
-        return Identity(
-            certificate=directory / "certificate.pem",
-            key=directory / "key.pem",
-            both=directory / "certificate.pem",
-            bundle=directory / "bundle.pem",
-        )
-
-    @functools.cache  # noqa: B019  one object a run
-    def _make_pki(self) -> None:
-        _run("certs", "init", "--trust-domain", TRUST_DOMAIN, "--pki", str(self._pki))
-        for workload in WORKLOADS:
-            _run("certs", "issue", workload, "--pki", str(self._pki))
-
-
-def _run(*arguments: str) -> None:
-    done = subprocess.run([str(BINARY), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip()[-300:]
-        raise Unavailable(f"fastmesh {' '.join(arguments[:2])}: exit {done.returncode}: {words}")
+        return self._pki.identities[workload]
