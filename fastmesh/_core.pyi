@@ -67,13 +67,17 @@ class Worker:
     def explain(
         self,
         listener: str,
-        head: bytes,
+        data: bytes,
         identity: str | None = None,
         source: str | None = None,
         port: int = 0,
     ) -> dict[str, Any]:
-        """What the snapshot in force would make of a request head (empty: of opaque bytes) of this caller:
-        reason (None: it goes on), service, endpoints, path, decision, rule, rules_of, audit."""
+        """What the snapshot in force would make of a connection of this caller that begins with `data`: a
+        request head, a TLS hello, or other bytes. TLS that ends at the listener is off already.
+
+        reason (None: it goes on), protocol (http, opaque), service, endpoints, path, decision, rule,
+        rules_of, audit.
+        """
 
     def drain(self, deadline_ms: int) -> None:
         """Stop accepting, once the accept queues are empty, and let exchanges finish."""

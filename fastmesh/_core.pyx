@@ -6,18 +6,18 @@ stub `_core.pyi` for the interface.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
 from fastmesh.core.base.buffer cimport pool_in_use
 from fastmesh.core.base.check cimport FM_DEBUG_BUILD
 from fastmesh.core.base.reason cimport (
-    R_BAD_REQUEST_LINE, R_BAD_TARGET, R_CONNECT_NOT_ALLOWED, R_COUNT, R_NO_ENDPOINT, R_NO_SERVICE, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
+    R_BAD_REQUEST_LINE, R_BAD_TARGET, R_CONNECT_NOT_ALLOWED, R_COUNT, R_NO_ENDPOINT, R_NO_SERVICE, R_TLS_HANDSHAKE, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
 )
 from fastmesh.core.base.intern cimport intern
 from fastmesh.core.base.timer cimport timer_init
-from fastmesh.core.io.listener cimport listener_again, listener_event, listener_watch
+from fastmesh.core.io.listener cimport detect, listener_again, listener_event, listener_watch, pass_on
 from fastmesh.core.io.load cimport load_snapshot, mesh_context
 from fastmesh.core.io.loop cimport (
     TURN_AGAIN, TURN_CONTROL, TURN_DRAINED, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
@@ -42,7 +42,9 @@ from fastmesh.core.traffic.policy_judge cimport ALLOWED, DENIED, Decision, NO_VE
 from fastmesh.core.traffic.policy_scratch cimport policy_compile
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_error_message
-from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, Snapshot
+from fastmesh.core.traffic.snapshot cimport (
+    ListenerConf, PROTO_AUTO, PROTO_HTTP, Service, Snapshot, TLS_PASSTHROUGH,
+)
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.message cimport M_CONNECT, Message
 from fastmesh.core.wire.path cimport path_normalise
@@ -512,8 +514,8 @@ cdef class Worker:
                 continue
             return RUN_CONTROL if r == TURN_CONTROL else RUN_DRAINED
 
-    def explain(self, str listener, bytes head, identity=None, source=None, int port=0):
-        """What would become of a request (b"": of opaque bytes), asked of what the data plane asks."""
+    def explain(self, str listener, bytes data, identity=None, source=None, int port=0):
+        """What would become of a connection that begins so, asked of what the data plane asks."""
         cdef CWorker *w = self.w
         cdef Snapshot *s = w.snapshot
         cdef ListenerConf *conf = NULL
@@ -521,8 +523,10 @@ cdef class Worker:
         cdef Caller caller
         cdef Decision decision
         cdef Message *m = &w.msg
-        cdef bytearray work = bytearray(head)
+        cdef bytearray work = bytearray(data)
         cdef bytes raw
+        cdef bint http = False
+        cdef int32_t to = -1
         cdef uint32_t scan = 0
         cdef uint32_t i
         cdef int r = 0
@@ -542,29 +546,36 @@ cdef class Worker:
                 conf = &s.listeners[i]
         if conf == NULL:
             raise ValueError(f"the snapshot has no listener {listener!r}")
-        if head:
+        if conf.tls == TLS_PASSTHROUGH:
+            r = pass_on(conf, <char *>work, len(work), &to)
+            r = r if r < 0 else 0 if r else -R_TLS_HANDSHAKE
+        elif conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect(<char *>work, len(work)) == 1:
+            http = True
             r = http1_parse_request(<char *>work, len(work), &scan, m)
             r = r if r < 0 else 0 if r == <int>len(work) else -R_BAD_REQUEST_LINE
+        else:
+            to = conf.service
         if r == 0:
-            if not head:
-                service = &s.services[conf.service] if conf.service >= 0 else NULL
-            else:
+            if http:
                 service = route(s, conf, m.base + m.authority.at, m.authority.len)
+            elif to >= 0:
+                service = &s.services[to]
             if service == NULL:
                 r = -R_NO_SERVICE
-            elif head:
+            elif http:
                 r = admit(&w.policy, conf, service, &caller, w.loads, m, &decision)
             else:
                 r = admit_opaque(conf, service, &caller, w.loads, &decision)
-            if r == 0 and head and m.method == M_CONNECT and not conf.outbound:
+            if r == 0 and http and m.method == M_CONNECT and not conf.outbound:
                 r = -R_CONNECT_NOT_ALLOWED
             elif r == 0 and service.nendpoints == 0:
                 r = -R_NO_ENDPOINT
         path = None
-        if head and r != -R_BAD_TARGET and m.path.len > 0 and service != NULL:
+        if http and r != -R_BAD_TARGET and m.path.len > 0 and service != NULL:
             path = m.base[m.path.at:m.path.at + m.path.len].decode("utf-8", "backslashreplace")
         return {
             "reason": REASONS[-r][0] if r < 0 else None,
+            "protocol": "http" if http else "opaque",
             "service": service.name.ptr[:service.name.len].decode() if service != NULL else None,
             "endpoints": [] if service == NULL else [
                 service.endpoints[i].text.ptr[:service.endpoints[i].text.len].decode()

@@ -1,16 +1,21 @@
 """`fastmesh explain`: what would become of a request, asked of the engine that serves requests.
 
 The configuration becomes a snapshot, as for `serve` but without certificates and sockets, and a worker of the
-data plane that never runs decides: parser, routing, path normalisation and rules are the real ones.
+data plane that never runs decides: detection of the protocol, parser, routing, path normalisation and rules
+are the real ones. Only TLS that ends at the listener is told here: what a caller must show, not what its
+certificate is worth.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
 
 import click
 
@@ -18,7 +23,13 @@ from fastmesh.certs import spiffe
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
 from fastmesh.config import ConfigErrors, find_config, load, make_snapshot
 
-TCP = "TCP"
+TCP: Final = "TCP"
+# The schemes of what is asked, and which of them say that the caller speaks TLS.
+SCHEMES: Final = {"http": False, "https": True, "tcp": False, "tls": True}
+# A byte that neither HTTP nor TLS begins with.
+OPAQUE: Final = b"\0"
+# Listeners that end TLS with an identity in it.
+_MESH: Final = ("mesh", "permissive")
 
 
 @click.command()
@@ -48,7 +59,9 @@ TCP = "TCP"
 def command(file: Path | None, method: str, url: str, as_json: bool, **options: Any) -> None:
     """Say what would become of a request, and why: listener, identity, path, rule, service, endpoints.
 
-    METHOD and URL are the request, such as GET http://svc-b/path; TCP tcp://any is an opaque connection.
+    METHOD and URL are the request, such as GET http://svc-b/path; TCP tcp://any is an opaque connection. A
+    caller without identity speaks TLS with https:// (TCP tls://NAME for other protocols in it); one with an
+    identity proves it to every listener that asks for one.
 
     Exits with 0 if it would be allowed, with 1 if it would be refused.
     """
@@ -58,7 +71,8 @@ def command(file: Path | None, method: str, url: str, as_json: bool, **options: 
     except ConfigErrors as errors:
         click.echo(str(errors), err=True)
         sys.exit(EXIT_CONFIG)
-    result = explain(snapshot, method, url, **options)
+    demanding = [one.name for one in loaded.config.listeners if one.tls and one.tls.client_ca]
+    result = explain(snapshot, method, url, client_ca=demanding, **options)
     click.echo(json.dumps(result, indent=2) if as_json else told(result))
     sys.exit(0 if result["allowed"] else EXIT_FAILURE)
 
@@ -72,13 +86,18 @@ def explain(
     source: str,
     name: str | None,
     headers: tuple[str, ...],
+    client_ca: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What would become of the request, as data. Raises `click.UsageError` for what is no request."""
+    """What would become of the request, as data. `client_ca`: the listeners that want certificates of an
+    authority of their own, which a `caller` is taken to have. Raises `click.UsageError` for what is no
+    request."""
     own = f"spiffe://{snapshot['trust_domain']}/{snapshot['workload']}"
     identity = _identity(snapshot, caller)
-    listener = _listener(snapshot, name, identity, own, opaque=method == TCP)
+    parts = _parts(method, url)
+    secure = SCHEMES[parts.scheme]
+    listener = _listener(snapshot, name, identity, own, opaque=method == TCP, secure=secure)
     unix = listener["bind"].get("path") is not None
-    shown = identity if listener["tls"] != "none" else None
+    shown = identity if listener["tls"] in _MESH else None
     result: dict[str, Any] = {
         "listener": listener["name"],
         "role": listener["role"],
@@ -88,25 +107,69 @@ def explain(
         "identity": shown,
         "request": f"{method} {url}",
     }
-    head = b"" if method == TCP else _head(method, url, headers)
-    if listener["tls"] == "mesh" and identity is None:
-        return result | {"allowed": False, "reason": "tls_no_certificate", "service": None, "endpoints": []}
-    try:
-        answer: dict[str, Any] = _worker(snapshot).explain(
-            listener["name"], head, shown, None if unix else source, listener["bind"]["port"]
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    data = OPAQUE if method == TCP else _head(method, url, parts.netloc, headers)
+    refused = _handshake(listener["tls"], secure, identity, listener["name"] in client_ca)
+    if refused is not None:
+        nothing: dict[str, Any] = {"protocol": None, "service": None, "endpoints": []}
+        return result | nothing | {"reason": refused, "allowed": False}
+    if secure and listener["tls"] in ("none", "passthrough"):
+        data = _hello(parts.hostname or "")
+    answer: dict[str, Any] = _worker(snapshot).explain(
+        listener["name"], data, shown, None if unix else _address(source), listener["bind"]["port"]
+    )
     return result | answer | {"allowed": answer["reason"] is None}
 
 
+def _handshake(tls: str, secure: bool, identity: str | None, demanding: bool) -> str | None:
+    """Why the listener does not let the caller in, before anything is asked; None: it does."""
+    mesh = tls in _MESH
+    if (mesh and identity is not None) or tls in ("none", "passthrough"):
+        return None
+    if not secure:
+        return None if tls == "permissive" else "tls_not_tls"
+    return "tls_no_certificate" if mesh or (demanding and identity is None) else None
+
+
+def _hello(host: str) -> bytes:
+    """What a TLS client sends first to a server of that name; addresses are no names (RFC 6066 3)."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    name: str | None = host
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        name = None
+    sent = ssl.MemoryBIO()
+    try:
+        client = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name)
+    except ValueError:
+        raise click.BadParameter(f"{host!r} is no host name", param_hint="URL") from None
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return sent.read()
+
+
+def _address(source: str) -> str:
+    """An address as the data plane sees it: an IPv4 address in an IPv6 one is what it is."""
+    try:
+        address = ipaddress.ip_address(source)
+    except ValueError:
+        raise click.BadParameter(f"{source!r} is no IP address", param_hint="--source") from None
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
 def _worker(snapshot: dict[str, Any]) -> Any:
-    """A worker of the data plane with this snapshot; TLS, which has no part in what it decides, left out."""
+    """A worker of the data plane with this snapshot; TLS that ends at it, which has no part in what it
+    decides, left out."""
     from fastmesh._core import Area, Worker
 
     plain = {
         **snapshot,
-        "listeners": [{**one, "tls": "none"} for one in snapshot["listeners"]],
+        "listeners": [
+            {**one, "tls": one["tls"] if one["tls"] == "passthrough" else "none"}
+            for one in snapshot["listeners"]
+        ],
         "services": [{**one, "tls": "none"} for one in snapshot["services"]],
     }
     worker = Worker(Area.create(1), 0)
@@ -127,7 +190,13 @@ def _identity(snapshot: dict[str, Any], caller: str | None) -> str | None:
 
 
 def _listener(
-    snapshot: dict[str, Any], name: str | None, identity: str | None, own: str, opaque: bool
+    snapshot: dict[str, Any],
+    name: str | None,
+    identity: str | None,
+    own: str,
+    *,
+    opaque: bool,
+    secure: bool,
 ) -> dict[str, Any]:
     """The listener that is called: as named, or the first that fits who calls."""
     listeners: list[dict[str, Any]] = snapshot["listeners"]
@@ -143,27 +212,42 @@ def _listener(
         roles = ("inbound", "edge", "outbound")
     else:
         roles = ("edge", "outbound", "inbound")
-    fitting = [one for one in listeners if (one["protocol"] == "tcp") == opaque] or listeners
-    return min(fitting, key=lambda one: roles.index(one["role"]))
+    fitting = [
+        one for one in listeners if one["tls"] == "passthrough" or (one["protocol"] == "tcp") == opaque
+    ] or listeners
+    secure = secure or identity not in (None, own)
+    return min(fitting, key=lambda one: (roles.index(one["role"]), (one["tls"] != "none") != secure))
 
 
-def _head(method: str, url: str, headers: tuple[str, ...]) -> bytes:
+def _parts(method: str, url: str) -> SplitResult:
+    """The scheme, and where the request goes."""
+    wanted = ("tcp", "tls") if method == TCP else ("http", "https")
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in wanted and parts.netloc:
+            return parts
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{url!r}, expected {wanted[0]}://HOST or {wanted[1]}://HOST", param_hint="URL")
+
+
+def _head(method: str, url: str, netloc: str, headers: tuple[str, ...]) -> bytes:
     """The request as a client sends it: nothing of the path is cleaned up."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise click.BadParameter(f"{url!r}, expected http://HOST/PATH", param_hint="URL")
-    target = url.partition("#")[0].split("://", 1)[1].removeprefix(parts.netloc)
+    target = url.partition("#")[0].split("://", 1)[1].removeprefix(netloc)
     if method == "CONNECT":
-        target = parts.netloc
+        target = netloc
     elif not target.startswith("/"):
         target = f"/{target}"
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}"]
+    fields = []
     for header in headers:
         field, colon, value = header.partition(":")
         if not colon:
             raise click.BadParameter(f"{header!r}, expected 'name: value'", param_hint="-H")
-        lines.append(f"{field}: {value.strip()}")
-    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+        fields.append((field, value.strip()))
+    if all(field.lower() != "host" for field, _ in fields):
+        fields.insert(0, ("Host", netloc))
+    lines = [f"{method} {target} HTTP/1.1", *(f"{field}: {value}" for field, value in fields), ""]
+    return "".join(f"{line}\r\n" for line in lines).encode()
 
 
 def _bind(bind: dict[str, Any]) -> str:
@@ -180,6 +264,8 @@ def told(result: dict[str, Any]) -> str:
         ("identity", result["identity"] or _nobody(result)),
         ("request", result["request"]),
     ]
+    if result["protocol"] == "opaque":
+        rows.append(("protocol", "opaque bytes: what rules say of requests does not hold"))
     if result.get("path") is not None:
         rows.append(("path", result["path"]))
     if "decision" in result:
@@ -187,14 +273,19 @@ def told(result: dict[str, Any]) -> str:
     rows.append(("service", result["service"] or "none"))
     if result["allowed"]:
         rows.append(("endpoints", ", ".join(result["endpoints"])))
-    rows.append(("result", "allowed" if result["allowed"] else f"refused: {_refusal(result['reason'])}"))
+    rows.append(("result", "allowed" if result["allowed"] else f"refused: {_refusal(result)}"))
     return "\n".join(f"{key:<11}{value}" for key, value in rows)
 
 
 def _nobody(result: dict[str, Any]) -> str:
-    if result["caller"] is not None and result["tls"] == "none":
-        return "none (plaintext: callers of this listener show no certificate)"
-    return "none"
+    if result["caller"] is None or result["tls"] in _MESH:
+        return "none"
+    why = {
+        "none": "plaintext: callers of this listener show no certificate",
+        "terminate": "certificates that are shown here give none",
+        "passthrough": "TLS passes through unopened",
+    }
+    return f"none ({why[result['tls']]})"
 
 
 def _rule(result: dict[str, Any]) -> str:
@@ -206,8 +297,11 @@ def _rule(result: dict[str, Any]) -> str:
     return f"{result['decision']} by {who}: {said}{audit}"
 
 
-def _refusal(reason: str) -> str:
+def _refusal(result: dict[str, Any]) -> str:
     from fastmesh._core import REASONS
 
+    reason = result["reason"]
     status, text = next((status, text) for name, _, status, text in REASONS if name == reason)
-    return f"{status} {reason} ({text})" if status else f"{reason} ({text})"
+    # Opaque connections are closed: there is nobody to read a status.
+    shown = f"{status} " if status and result["protocol"] == "http" else ""
+    return f"{shown}{reason} ({text})"

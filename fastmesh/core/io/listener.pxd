@@ -39,9 +39,10 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
-    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, SniRoute, TLS_MESH, TLS_PASSTHROUGH,
-    TLS_PERMISSIVE, TLS_PUBLIC,
+    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, TLS_MESH, TLS_PASSTHROUGH, TLS_PERMISSIVE,
+    TLS_PUBLIC,
 )
+from fastmesh.core.traffic.route cimport route_server_name
 from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello
 from fastmesh.core.wire.tls cimport tls_open, tls_peer_id
 
@@ -156,37 +157,28 @@ cdef inline int detect(const char *p, size_t n) noexcept nogil:
         p[i + 3] | 0x20) == c"p" and (p[i + 4] == c":" or (p[i + 4] | 0x20) == c"s" and p[i + 5] == c":") else -1
 
 
-cdef inline int32_t _service_of_name(ListenerConf *conf, const char *name, size_t n) noexcept nogil:
-    """The service for a server name: of just that name, of the longest `*.` above it, else the listener's; or -1."""
-    cdef SniRoute *r
-    cdef int32_t found = conf.service
-    cdef size_t longest = 0
-    cdef uint32_t i
-    if n > 1 and name[n - 1] == c".":
-        n -= 1
-    for i in range(conf.nsni):
-        r = &conf.sni[i]
-        if not r.wildcard:
-            if r.name.len == n and memcmp(r.name.ptr, name, n) == 0:
-                return r.service
-        elif n > r.name.len > longest and memcmp(r.name.ptr, name + n - r.name.len, r.name.len) == 0:
-            longest = r.name.len
-            found = r.service
-    return found
+cdef inline int pass_on(ListenerConf *conf, const char *p, size_t n, int32_t *service) noexcept nogil:
+    """Where TLS goes that passes through, by the bytes that it begins with: 1 and the service (-1: none), 0: it cannot
+    be told yet, or a negative reason."""
+    cdef char name[SNIFF_NAME_MAX]
+    cdef size_t name_len = 0
+    cdef int found = sniff_hello(p, n, name, &name_len)
+    if found == SNIFF_HELLO:
+        service[0] = route_server_name(conf, name, name_len)
+        return 1
+    return 0 if found == SNIFF_MORE else -R_TLS_NOT_TLS if found == SNIFF_NOT_TLS else -R_TLS_HANDSHAKE
 
 
 cdef inline size_t _hello(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     """First bytes of a connection that passes through. Takes none: the service gets all of them."""
-    cdef Listener *l = <Listener *>c.owner
-    cdef char name[SNIFF_NAME_MAX]
-    cdef size_t name_len = 0
-    cdef int found = sniff_hello(p, n, name, &name_len)
-    if found == SNIFF_MORE and not c.flags & C_RDHUP:
+    cdef int32_t service = -1
+    cdef int r = pass_on((<Listener *>c.owner).conf, p, n, &service)
+    if r == 0 and not c.flags & C_RDHUP:
         return 0
-    if found == SNIFF_HELLO:
-        _adopt_for(w, c, False, _service_of_name(l.conf, name, name_len))
+    if r > 0:
+        _adopt_for(w, c, False, service)
     else:
-        _close(w, c, R_TLS_NOT_TLS if found == SNIFF_NOT_TLS else R_TLS_HANDSHAKE)
+        _close(w, c, -r if r < 0 else R_TLS_HANDSHAKE)
     return n if c.flags & C_DEAD else 0
 
 

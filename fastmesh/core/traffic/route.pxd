@@ -2,9 +2,10 @@
 #
 # Names are compared without regard to case, port and one trailing dot (RFC 3986 3.2.2; RFC 1034 3.1).
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int32_t, uint32_t
+from libc.string cimport memcmp
 
-from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, Snapshot
+from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, SniRoute, Snapshot
 
 
 cdef inline unsigned char _lower(unsigned char c) noexcept nogil:
@@ -64,3 +65,23 @@ cdef inline Service *route(Snapshot *s, ListenerConf *l, const char *authority, 
     if l.service >= 0:
         return &s.services[l.service]
     return service_by_name(s, authority, host_length(authority, n))
+
+
+cdef inline int32_t route_server_name(ListenerConf *conf, const char *name, size_t n) noexcept nogil:
+    """The service for the name in a TLS hello: of just that name, of the longest `*.` above it, else the listener's;
+    or -1."""
+    cdef SniRoute *r
+    cdef int32_t found = conf.service
+    cdef size_t longest = 0
+    cdef uint32_t i
+    if n > 1 and name[n - 1] == c".":
+        n -= 1
+    for i in range(conf.nsni):
+        r = &conf.sni[i]
+        if not r.wildcard:
+            if r.name.len == n and memcmp(r.name.ptr, name, n) == 0:
+                return r.service
+        elif n > r.name.len > longest and memcmp(r.name.ptr, name + n - r.name.len, r.name.len) == 0:
+            longest = r.name.len
+            found = r.service
+    return found
