@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from kit.guide import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # What a Debian system without any choice of packages has (bash, coreutils, grep), what one needs to begin
 # with (make, pip), and what `make build` leaves.
 BASE = {
@@ -39,11 +38,10 @@ def installed() -> set[str]:
 
 def programs(text: str) -> set[str]:
     """The first word of every command in the shell blocks of a page."""
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    blocks = blocks.replace("\\\n", " ")
-    blocks = re.sub(r"<<'(\w+)'(.*?)^\1$", "", blocks, flags=re.MULTILINE | re.DOTALL)
-    blocks = re.sub(r"'[^']*'|\"[^\"]*\"|\$\([^)]*\)", "TEXT", blocks)
-    commands = re.split(r"\n|;|&&|\|\|?|&(?= |$)", blocks)
+    script = "".join(blocks(text)).replace("\\\n", " ")
+    script = re.sub(r"<<'(\w+)'(.*?)^\1$", "", script, flags=re.MULTILINE | re.DOTALL)
+    script = re.sub(r"'[^']*'|\"[^\"]*\"|\$\([^)]*\)", "TEXT", script)
+    commands = re.split(r"\n|;|&&|\|\|?|&(?= |$)", script)
     words = [re.sub(r"^(\w+=\S* )+", "", command.strip()).split() for command in commands]
     return {command[0] for command in words if command and not command[0].startswith("#")}
 
