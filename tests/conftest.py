@@ -23,10 +23,6 @@ from kit.fixtures import (  # noqa: E402, F401
     serve,
     upstream,
 )
-from kit.limits import SANITIZED  # noqa: E402
-
-# No code of the core runs in these: a sanitizer has nothing to look at, and makes them slow.
-collect_ignore = ["certs"] if SANITIZED else []
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from kit.fixtures import Serve, Serving
-from kit.limits import wait_until
+from kit.limits import bare, wait_until
 from kit.nginx import BINARY
 from kit.pki import Pki
 from kit.ports import free_port
@@ -36,7 +35,7 @@ def accepts(port: int) -> bool:
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[None]:
-    env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    env = bare()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
     try:
         wait_until(lambda: process.poll() is not None or accepts(port), command[0])

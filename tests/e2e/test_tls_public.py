@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from kit.fixtures import Serve, Serving
-from kit.limits import wait_until
+from kit.limits import bare, wait_until
 from kit.pki import Pki
 from kit.ports import free_port
 from kit.public import Shop
@@ -179,7 +179,7 @@ def test_curl(serve: Serve, upstream: Serving, shop: Shop, options: list[str]) -
         capture_output=True,
         timeout=20,
         check=False,
-        env={key: value for key, value in os.environ.items() if key != "LD_PRELOAD"},  # not the sanitizers'
+        env=bare(),
     )
     assert (done.stdout, done.returncode) == (b"hello curl", 0), done.stderr
 
@@ -209,7 +209,7 @@ def test_openssl_s_client(serve: Serve, upstream: Serving, shop: Shop) -> None:
         capture_output=True,
         timeout=20,
         check=False,
-        env={key: value for key, value in os.environ.items() if key != "LD_PRELOAD"},  # not the sanitizers'
+        env=bare(),
     )
     assert b"hello openssl" in done.stdout
     assert b"Verification: OK" in done.stdout

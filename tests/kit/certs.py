@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fastmesh.certs.store import BUNDLE, CERTIFICATE, KEY, Layout
+from kit.limits import bare
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +55,7 @@ def command(*args: str | Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {"PYTHONPATH": str(ROOT), **bare(), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def in_child(work: Callable[[], str | None]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit import procfs
-from kit.limits import DEADLINE, wait_until
+from kit.limits import DEADLINE, bare, wait_until
 from kit.ports import free_port
 from kit.proxy import FATAL
 
@@ -95,15 +95,13 @@ def shell(directory: Path) -> Iterator[Shell]:
     programs.mkdir(parents=True)
     fastmesh = programs / "fastmesh"
     # -P: as an installed program, it imports nothing from the directory that it is started in.
-    # A sanitizer's runtime is for it alone: curl and bash need not bear it, and curl hangs with it.
-    preload = os.environ.get("LD_PRELOAD", "")
+    # A sanitizer's libraries are for that alone in which there is something to find.
     fastmesh.write_text(
-        f"#!/bin/sh\nLD_PRELOAD='{preload}' exec \"{sys.executable}\" -P "
-        '-c "from fastmesh.cli import main; main()" "$@"\n'
+        f"#!/bin/sh\n[ \"$1\" = certs ] || export LD_PRELOAD='{os.environ.get('LD_PRELOAD', '')}'\n"
+        f'exec "{sys.executable}" -P -c "from fastmesh.cli import main; main()" "$@"\n'
     )
     fastmesh.chmod(0o755)
-    environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    environment.pop("LD_PRELOAD", None)
+    environment = {name: text for name, text in bare().items() if not name.lower().endswith("_proxy")}
     environment["PATH"] = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     running = Shell(directory, files, environment)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 
-from kit.limits import wait_until
+from kit.limits import bare, wait_until
 from kit.ports import free_port
 
 BINARY = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -50,7 +49,7 @@ class Nginx:
         self.address = f"127.0.0.1:{self.port}"
         config = self.directory / "nginx.conf"
         config.write_text(CONFIG.format(directory=self.directory, port=self.port))
-        env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+        env = bare()
         self.process = subprocess.Popen(
             [BINARY, "-c", str(config), "-p", str(self.directory)], stderr=subprocess.PIPE, env=env
         )
