@@ -354,7 +354,8 @@ def test_listeners_and_services_of_every_kind(
     for line in CALLS.strip().splitlines():
         call = Call.parse(line)
         said = call.explained(snapshot)
-        before = proxy.metrics()
+        # what the call before has left is counted when its connection ends
+        before = proxy.wait_metric("nobody there", lambda m: m.sum("downstream_connections_open") == 0)
         passed, reason = made(call, ("127.0.0.1", ports[call.listener]), said["tls"], pki)
         if not passed and reason is None:  # nobody could be told: it is only counted
             proxy.wait_metric("the reason", lambda m: bool(counted(m) - counted(before)))  # noqa: B023
