@@ -359,7 +359,7 @@ def tls_material_error(certificate, key, ca):
     cdef bytes c = (ca or "").encode()
     cdef SSL_CTX *ctx
     if certificate is not None:
-        ctx = tls_public_server(a, b, NULL, NULL, NULL, 0, TLS1_2_VERSION, err, sizeof(err))
+        ctx = tls_public_server(b"", a, b, NULL, NULL, NULL, 0, TLS1_2_VERSION, err, sizeof(err))
     else:
         ctx = tls_public_client(b"localhost", c, NULL, NULL, NULL, 0, TLS1_2_VERSION, err, sizeof(err))
     if ctx == NULL:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import signal
 import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from kit.fixtures import Serve, Serving
@@ -21,7 +18,6 @@ from kit.limits import wait_until
 from kit.nginx import Nginx
 from kit.pki import Pki, client_context
 from kit.ports import free_port
-from kit.proxy import Fastmesh
 from kit.rules import Case, Group, configuration, groups
 from kit.upstream import answering
 from kit.wire import Address, connect, connect_tls, request
@@ -49,13 +45,6 @@ def ask(address: Address, pki: Pki, who: str | None, data: bytes) -> Any:
             client = stack.enter_context(connect_tls(address, client_context(pki.identity(who))))
         client.send(data)
         return client.read_response()
-
-
-def reload(proxy: Fastmesh, listeners: list[dict[str, Any]], number: int) -> None:
-    written = yaml.safe_load(proxy.path.read_text())
-    proxy.path.write_text(yaml.safe_dump({**written, "listeners": listeners}))
-    os.kill(proxy.pid, signal.SIGHUP)
-    proxy.wait_metric("loaded", lambda m: m.sum("worker_snapshot_number") == number)
 
 
 def test_a_sample_of_the_table_over_mutual_tls(serve: Serve, upstream: Serving, pki: Pki) -> None:
@@ -231,7 +220,7 @@ def test_counters_of_rules_survive_a_reload_by_name(serve: Serve, upstream: Serv
     assert ask(address, pki, "svc-a", request()).status == 200
     listener = config["listeners"][0]
     rules = [{"name": "x", "from": ["svc-x"]}, {"name": "a", "from": ["svc-a"], "paths": ["/"]}]
-    reload(proxy, [{**listener, "allow": rules}], 2)
+    proxy.reload(listeners=[{**listener, "allow": rules}])
     for who in ("svc-a", "svc-x", "svc-x"):
         assert ask(address, pki, who, request()).status == 200
     metrics = proxy.metrics()
@@ -332,7 +321,7 @@ def test_plaintext_connections_end_where_a_reload_asks_for_an_identity(
         for client in (old, proven):
             client.send(request())
             assert client.read_response().status == 200
-        reload(proxy, [{**config["listeners"][0], "tls": "mesh"}], 2)
+        proxy.reload(listeners=[{**config["listeners"][0], "tls": "mesh"}])
         for client in (old, proven):
             client.send(request())
         answer = old.read_response()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
 import socket
@@ -130,6 +131,45 @@ def test_sessions_are_resumed(serve: Serve, upstream: Serving, shop: Shop) -> No
                 assert ask(sock)
                 assert sock.session_reused == (number > 0)
                 session = sock.session
+
+
+def test_sessions_stay_with_their_listener(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    """Who is led astray to another port would take it for the one whose certificate it has seen."""
+    app = upstream(answering(b"hello"))
+    one = edge(app.address[1], {"certificates": [shop.issue("one", "one.example")]}, protocol="http")
+    two = edge(app.address[1], {"certificates": [shop.issue("two", "two.example")]}, protocol="http")
+    listeners = [one["listeners"][0], {**two["listeners"][0], "name": "other"}]
+    proxy = serve({**one, "listeners": listeners})
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = shop.client()
+        context.maximum_version = version
+        with dial(address_of(one), context, "one.example") as sock:
+            assert ask(sock)
+            session = sock.session
+        with pytest.raises(ssl.SSLCertVerificationError):
+            dial(address_of(two), context, "one.example", session=session)
+        proxy.reload(drain="3s" if version == ssl.TLSVersion.TLSv1_2 else "4s")
+        with dial(address_of(one), context, "one.example", session=session) as sock:
+            assert sock.session_reused, "a reload leaves the listener what it is"
+
+
+def test_a_ticket_lives_no_longer_than_the_chain(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    """The client's leaf is good for a day, what has signed it for ten minutes."""
+    sub = shop.authority("sub", datetime.timedelta(minutes=10))
+    config = edge(
+        upstream(answering(b"hello")).address[1],
+        {"certificates": [shop.issue("one", "one.example")], "client_ca": str(shop.ca)},
+        protocol="http",
+    )
+    serve(config)
+    lifetimes = []
+    for pair in (shop.issue("whole", "somebody"), sub.issue("short", "somebody")):
+        with dial(address_of(config), shop.client(pair), "one.example") as sock:
+            assert ask(sock).startswith(b"HTTP/1.1 200 ")
+            assert sock.session is not None
+            lifetimes.append(sock.session.ticket_lifetime_hint)
+    assert lifetimes[0] == 7200
+    assert 0 < lifetimes[1] <= 600
 
 
 def test_client_certificates(serve: Serve, upstream: Serving, shop: Shop, tmp_path: Path) -> None:
@@ -334,12 +374,15 @@ def test_a_service_with_ordinary_tls(
         (("api.example.org",), "api.example.com", "upstream_tls_identity"),
         (("127.0.0.1",), "127.0.0.2", "upstream_tls_identity"),
         (("api.example.com",), "127.0.0.1", "upstream_tls_identity"),
+        ((), "api.example.com", "upstream_tls_identity"),
+        (("127.0.0.1",), "api.example.com", "upstream_tls_identity"),
     ],
 )
 def test_the_server_must_be_the_named_one(  # noqa: PLR0917
     serve: Serve, upstream: Serving, shop: Shop, names: tuple[str, ...], server_name: str, reason: str | None
 ) -> None:
-    server, _, _ = tls_upstream(shop, upstream, shop.issue("api", *names))
+    """The common name is always right, and never counts."""
+    server, _, _ = tls_upstream(shop, upstream, shop.issue(server_name, *names))
     config = outbound(server.address[1], {"server_name": server_name, "ca": str(shop.ca)})
     serve(config)
     assert answer_of(config) == ((200, None) if reason is None else (502, reason))

@@ -203,6 +203,16 @@ class Fastmesh:
         assert code == 0, f"serve ended with {code}:\n{text}"
         wait_until(lambda: not any(procfs.alive(pid) for pid in family), f"the end of the children {family}")
 
+    def reload(self, **sections: Any) -> None:
+        """Put sections into the file, send SIGHUP, wait until every worker goes by what it says."""
+        written = yaml.safe_load(self.path.read_text())
+        self.path.write_text(yaml.safe_dump({**written, **sections}, sort_keys=False))
+        before = self.metrics().sum("worker_snapshot_number")
+        os.kill(self.pid, signal.SIGHUP)
+        self.wait_metric(
+            "reloaded", lambda m: m.sum("worker_snapshot_number") == before + len(self.worker_pids())
+        )
+
     # its processes
 
     def worker_pids(self) -> list[int]:

@@ -20,9 +20,18 @@ class Shop:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.key = ec.generate_private_key(ec.SECP256R1())
+        self.root: x509.Certificate | None = None
         self.root = self._make("root", self.key, ca=True)
         self.ca = directory / "ca.pem"
         self.ca.write_bytes(self.root.public_bytes(serialization.Encoding.PEM))
+        self.behind_leaves = b""
+
+    def authority(self, name: str, life: datetime.timedelta) -> Shop:
+        """Another one, signed by this one: it sends its certificate along with its leaves."""
+        other = Shop(self.directory / name)
+        other.root = self._make(name, other.key, ca=True, days=life / datetime.timedelta(days=1))
+        other.behind_leaves = other.root.public_bytes(serialization.Encoding.PEM)
+        return other
 
     def _make(
         self,
@@ -37,7 +46,7 @@ class Shop:
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
-            .issuer_name(subject if ca else self.root.subject)
+            .issuer_name(self.root.subject if self.root else subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=2))
@@ -59,7 +68,7 @@ class Shop:
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = self._make(file, key, names, days=days)
         pem = serialization.Encoding.PEM
-        (self.directory / f"{file}.pem").write_bytes(leaf.public_bytes(pem))
+        (self.directory / f"{file}.pem").write_bytes(leaf.public_bytes(pem) + self.behind_leaves)
         (self.directory / f"{file}.key").write_bytes(
             key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )

@@ -129,6 +129,7 @@ cdef inline int _public_server(Worker *w, ListenerConf *out, dict d) except -1:
     cdef char err[512]
     cdef SSL_CTX *ctx
     cdef dict c = d.get("tls_settings") or {}
+    cdef bytes name = d["name"].encode()
     cdef bytes ca = (c.get("client_ca") or "").encode()
     cdef bytes alpn = _alpn(c.get("alpn") or [])
     cdef bytes certificate
@@ -138,7 +139,7 @@ cdef inline int _public_server(Worker *w, ListenerConf *out, dict d) except -1:
         certificate = one["certificate"].encode()
         key = one["key"].encode()
         ctx = tls_public_server(
-            certificate, key, <const char *>ca if ca else NULL, &w.area.tickets,
+            name, certificate, key, <const char *>ca if ca else NULL, &w.area.tickets,
             <const unsigned char *><const char *>alpn if alpn else NULL, len(alpn), _min_version(c), err, sizeof(err))
         if ctx == NULL:
             raise ValueError(f"listener {d['name']!r}: tls: " + (<bytes>err).decode("utf-8", "replace"))

@@ -3,9 +3,12 @@
 # tickets and records these share.
 #
 # As a client: the chain must end at the given roots (or the system's), and the certificate must be for the name
-# or IP address that was configured (RFC 6125, as OpenSSL has it, no partial wildcards). As a server: without
-# roots for clients none is asked for a certificate; with them every client must show one. Nobody here gets a
-# SPIFFE identity.
+# or IP address that was configured (RFC 6125 by subject alternative names alone: common names are no proof, and `*`
+# stands for one whole label). As a server: without roots for clients none is asked for a certificate; with them
+# every client must show one. Nobody here gets a SPIFFE identity.
+#
+# Sessions belong to the listener that began them and to its roots for clients: one that comes with the ticket of
+# another would be taken for that one's, whose certificate it has seen.
 #
 # TLS 1.2 where it is asked for: forward secrecy and AEADs only, no renegotiation, OpenSSL's record layer.
 
@@ -17,7 +20,7 @@ from libc.time cimport time_t
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
 from fastmesh.core.wire.tls_context cimport *
-from fastmesh.core.wire.tls_peers cimport now_seconds
+from fastmesh.core.wire.tls_peers cimport now_seconds, peer_find, peer_keep, peer_verified
 from fastmesh.core.wire.tls_state cimport *
 from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
@@ -26,6 +29,9 @@ cdef inline int _verify_public(X509_STORE_CTX *store_ctx, void *arg) noexcept no
     """OpenSSL's question whether the peer's chain is good and, for a client, is the server's. 1: yes."""
     cdef SSL *ssl = <SSL *>X509_STORE_CTX_get_ex_data(store_ctx, SSL_get_ex_data_X509_STORE_CTX_idx())
     cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
+    cdef TlsPolicy *policy = tls_policy(SSL_get_SSL_CTX(ssl))
+    cdef X509 *leaf = X509_STORE_CTX_get0_cert(store_ctx)
+    cdef TlsPeer *peer
     cdef bint server = SSL_is_server(ssl)
     cdef int error
     X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(store_ctx), <time_t>now_seconds())
@@ -36,6 +42,10 @@ cdef inline int _verify_public(X509_STORE_CTX *store_ctx, void *arg) noexcept no
         else:
             engine.current.failed = <uint8_t>_verify_reason(store_ctx, server)
         return 0
+    peer = peer_find(policy, leaf)                               # held for its time span alone: sessions ask for it
+    if peer == NULL:
+        peer = peer_keep(policy, leaf)
+    peer_verified(peer, X509_STORE_CTX_get0_chain(store_ctx))
     X509_STORE_CTX_set0_verified_chain(store_ctx, NULL)          # need not be kept
     return 1
 
@@ -81,12 +91,13 @@ cdef inline SSL_CTX *_public_new(
     cdef TlsPolicy *policy
     ERR_clear_error()
     if strlen(name) > SVID_DOMAIN_MAX:
-        _fail(err, cap, b"the server's name is too long")
+        _fail(err, cap, b"the name is too long")
         return NULL
     ctx = SSL_CTX_new(TLS_server_method() if server else TLS_client_method())
     policy = _policy_new(ctx, name) if ctx != NULL else NULL
     if policy != NULL:
         policy.public = True
+        policy.trust[0] = 1                                      # another beginning: no digest is also a mesh's
     if policy == NULL or not (
         _trust_grows(ctx, policy, &policy.own, ca)
         and _set_public(ctx, min_version)
@@ -117,7 +128,8 @@ cdef inline SSL_CTX *tls_public_client(
     param = SSL_CTX_get0_param(ctx)
     tls_policy(ctx).demands = True
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL)
-    X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
+    X509_VERIFY_PARAM_set_hostflags(
+        param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT)
     if X509_VERIFY_PARAM_set1_ip_asc(param, server_name) != 1:
         ERR_clear_error()
         tls_policy(ctx).sends_name = True                        # RFC 6066 3: a host name, never an address
@@ -139,14 +151,14 @@ cdef inline SSL_CTX *tls_public_client(
 
 
 cdef inline SSL_CTX *tls_public_server(
-    const char *certificate, const char *key, const char *client_ca, TlsTickets *tickets, const unsigned char *alpn,
-    size_t alpn_len, int min_version, char *err, size_t cap
+    const char *listener, const char *certificate, const char *key, const char *client_ca, TlsTickets *tickets,
+    const unsigned char *alpn, size_t alpn_len, int min_version, char *err, size_t cap
 ) noexcept nogil:
     """A server with one certificate. NULL and a sentence in `err` if the material is bad.
 
-    `client_ca`: PEM of the roots of clients, each of which must then show a certificate; NULL: none is asked for.
+    `listener`: whose sessions it resumes (SVID_DOMAIN_MAX bytes at most). `client_ca`: PEM of the roots of clients, each of which must then show a certificate; NULL: none is asked for.
     """
-    cdef SSL_CTX *ctx = _public_new(True, b"", client_ca, tickets, alpn, alpn_len, min_version, err, cap)
+    cdef SSL_CTX *ctx = _public_new(True, listener, client_ca, tickets, alpn, alpn_len, min_version, err, cap)
     cdef bint ok
     if ctx == NULL:
         return NULL

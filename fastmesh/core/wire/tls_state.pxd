@@ -91,7 +91,7 @@ cdef struct TlsPolicy:
     size_t nrevoked
     size_t revoked_cap
     TlsTickets *tickets         # the caller's; NULL: none are made
-    # outside the mesh (tls_public.pxd): `own` is the server's name, roots are in OpenSSL's store
+    # outside the mesh (tls_public.pxd): `own` names the server, or our listener; roots are in OpenSSL's store
     bint public
     bint demands                # the peer must show a certificate
     bint sends_name             # client: `own` goes into SNI
