@@ -60,6 +60,32 @@ def ask(sock: ssl.SSLSocket, data: bytes | None = None) -> bytes:
     return out
 
 
+def authorities(count: int) -> list[bytes]:
+    """Certificates of authorities with long names, in PEM; one key is enough for all."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    made = []
+    for number in range(count):
+        name = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"{number:03}".ljust(64, "o")),
+                x509.NameAttribute(NameOID.COMMON_NAME, "an authority among many"),
+            ]
+        )
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(number + 1)
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(True, None), critical=True)
+        )
+        made.append(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return made
+
+
 # the edge
 
 
@@ -170,6 +196,33 @@ def test_a_ticket_lives_no_longer_than_the_chain(serve: Serve, upstream: Serving
             lifetimes.append(sock.session.ticket_lifetime_hint)
     assert lifetimes[0] == 7200
     assert 0 < lifetimes[1] <= 600
+
+
+@pytest.mark.parametrize("names", [200, 500])
+def test_a_flight_that_leaves_in_pieces(serve: Serve, upstream: Serving, shop: Shop, names: int) -> None:
+    """Larger than what a socket of small segments takes at once, and than the memory TLS writes to."""
+    pair = shop.issue("one", "one.example")
+    many = authorities(names)
+    with Path(pair["certificate"]).open("ab") as file:
+        file.write(b"".join(many[:150]))
+    with shop.ca.open("ab") as file:
+        file.write(b"".join(many))
+    config = edge(
+        upstream(answering(b"hello")).address[1],
+        {"certificates": [pair], "client_ca": str(shop.ca)},
+        protocol="http",
+    )
+    serve(config)
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = shop.client(shop.issue("client", "somebody"))
+        context.maximum_version = version
+        with socket.socket() as sock:
+            sock.settimeout(20)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 200)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.connect(address_of(config))
+            with context.wrap_socket(sock, server_hostname="one.example") as client:
+                assert ask(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_client_certificates(serve: Serve, upstream: Serving, shop: Shop, tmp_path: Path) -> None:

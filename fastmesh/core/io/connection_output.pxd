@@ -108,8 +108,15 @@ cdef inline void conn_output_failed(Worker *w, Conn *c, int err) noexcept nogil:
 cdef inline void conn_flush(Worker *w, Conn *c) noexcept nogil:
     """Write what is queued as far as the kernel takes it, then do what was waiting for that."""
     cdef int r = 0
-    if c.flags & (C_CONNECTING | C_HANDSHAKE):
+    if c.flags & C_CONNECTING:
         return                                     # on_ready flushes
+    if c.flags & C_HANDSHAKE:
+        # a flight that the kernel did not take at once; what is in `tx` waits for on_ready
+        if c.wire.bytes > 0 and c.flags & C_WRITABLE:
+            r = _send_queue(w, c, &c.wire)
+            if r < 0:
+                conn_fail_io(w, c, -r)
+        return
     if c.flags & C_TLS:
         if c.wire.bytes > 0 and c.flags & C_WRITABLE:
             r = _send_queue(w, c, &c.wire)

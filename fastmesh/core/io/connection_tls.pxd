@@ -69,7 +69,13 @@ cdef inline bint _handshake(Worker *w, Conn *c) noexcept nogil:
     if not c.flags & C_HANDSHAKE:
         return True
     w.tls.out_len = 0
-    r = tls_handshake(&w.tls, &c.tls)
+    while True:
+        r = tls_handshake(&w.tls, &c.tls)
+        if r != TLS_SINK_FULL or w.tls.out_len == 0:
+            break
+        if conn_send_wire(w, c) < 0:             # a flight may be larger than the sink
+            conn_fail_io(w, c, errno)
+            return False
     if r < 0:
         conn_fail_tls(w, c, -r)
         return False
