@@ -17,7 +17,7 @@ from kit.fixtures import Serve, Serving
 from kit.limits import bare, wait_until
 from kit.pki import Pki
 from kit.ports import free_port
-from kit.public import Shop
+from kit.public import Shop, authorities
 from kit.sidecars import address_of
 from kit.upstream import ServerConn, answering
 from kit.wire import connect, request, response
@@ -58,32 +58,6 @@ def ask(sock: ssl.SSLSocket, data: bytes | None = None) -> bytes:
     while part := sock.recv(65536):
         out += part
     return out
-
-
-def authorities(count: int) -> list[bytes]:
-    """Certificates of authorities with long names, in PEM; one key is enough for all."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
-    made = []
-    for number in range(count):
-        name = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"{number:03}".ljust(64, "o")),
-                x509.NameAttribute(NameOID.COMMON_NAME, "an authority among many"),
-            ]
-        )
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(number + 1)
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(True, None), critical=True)
-        )
-        made.append(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    return made
 
 
 # the edge

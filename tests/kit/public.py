@@ -87,3 +87,29 @@ class Shop:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pair["certificate"], pair["key"])
         return context
+
+
+def authorities(count: int) -> list[bytes]:
+    """Certificates of authorities with long names, in PEM; one key is enough for all."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    made = []
+    for number in range(count):
+        name = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"{number:03}".ljust(64, "o")),
+                x509.NameAttribute(NameOID.COMMON_NAME, "an authority among many"),
+            ]
+        )
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(number + 1)
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(True, None), critical=True)
+        )
+        made.append(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return made

@@ -1,14 +1,15 @@
-# How long what a connection was made with is good: our certificate, the peer's, and the trust in it.
+# How long what a connection was made with is good: our certificate, the peer's, the trust in it, and what its
+# listener asks for.
 #
 # The wall clock is read when a connection is made, and turned into the worker's own clock there: afterwards
 # it costs a comparison. Below `connection`, which asks at the end of each handshake.
 
 from libc.stdint cimport int64_t, uint64_t
 
-from fastmesh.core.io.state cimport C_UPSTREAM, Conn, Worker
+from fastmesh.core.io.state cimport C_TLS, C_UPSTREAM, Conn, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX, X509, X509_get0_notAfter
 from fastmesh.core.sys.posix cimport CLOCK_REALTIME, clock_gettime, timespec
-from fastmesh.core.traffic.snapshot cimport Snapshot
+from fastmesh.core.traffic.snapshot cimport ListenerConf, Snapshot, TLS_MESH, TLS_PUBLIC
 from fastmesh.core.wire.tls cimport tls_of_mesh, tls_peer_leaf
 from fastmesh.core.wire.tls_context cimport tls_policy
 from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
@@ -54,3 +55,14 @@ cdef inline int conn_denied(Worker *w, Conn *c) noexcept nogil:
     if leaf == NULL:
         return 0
     return trust_denies(tls_policy(<SSL_CTX *>w.snapshot.server_ctx), leaf, not c.flags & C_UPSTREAM)
+
+
+cdef inline bint conn_suffices(const ListenerConf *conf, Conn *c) noexcept nogil:
+    """Is a client's connection, its handshake over, one that the listener would still make? Its settings may be
+    others than when the connection was accepted."""
+    if conf.tls == TLS_MESH:
+        return c.flags & C_TLS != 0 and tls_of_mesh(&c.tls)
+    if conf.tls == TLS_PUBLIC:
+        return c.flags & C_TLS != 0 and not tls_of_mesh(&c.tls) and (
+            tls_peer_leaf(&c.tls) != NULL or not tls_policy(<SSL_CTX *>conf.tls_ctx).demands)
+    return True

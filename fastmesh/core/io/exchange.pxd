@@ -27,7 +27,7 @@ from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
     End, Exchange, Listener, Peer, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_HEAD_SENT, X_LOG, X_OPAQUE,
-    X_REQ_DONE, X_RESP_DONE, X_REUSED, X_TUNNEL, X_UPGRADE,
+    X_REQ_DONE, X_RESP_DONE, X_REUSED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
@@ -37,7 +37,7 @@ from fastmesh.core.traffic.counters cimport (
     S_REUSED_DEAD, S_STATUS_1XX, S_STATUS_NONE, ServiceRow, latency_bucket, ring_write,
 )
 from fastmesh.core.traffic.route cimport route
-from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, TLS_MESH, Text
+from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, Text
 from fastmesh.core.wire.http1 cimport http1_parse_response
 from fastmesh.core.wire.message cimport (
     MSG_HTTP10, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, Message,
@@ -331,8 +331,8 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
         exchange_fail(w, x, R_NO_SERVICE)
         return
     x.service.row.counters[S_ACTIVE] += 1
-    if fm_unlikely(conf.tls == TLS_MESH and x.identity == NULL):
-        exchange_fail(w, x, R_DENIED)           # it came before the listener asked for an identity
+    if fm_unlikely(x.flags & X_UNPROVEN):
+        exchange_fail(w, x, R_DENIED)           # a reload has its listener ask for more
         return
     if must_admit(conf, x.service):
         r = admit(&w.policy, conf, x.service, caller, w.loads, m, &x.decision)

@@ -14,6 +14,7 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.shared cimport shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.age cimport conn_suffices
 from fastmesh.core.io.connection cimport (
     conn_backlog, conn_close, conn_deadline, conn_end_output, conn_finish, conn_held_up, conn_pause,
     conn_queued_bytes, conn_resume, conn_resume_input, conn_timeout,
@@ -29,10 +30,9 @@ from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.state cimport (
     C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_TLS, C_TX_HIGH, Conn, ConnOps, Downstream, End, EndOps,
     Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
-    Listener, SPLICE_MIN, Worker,
+    Listener, SPLICE_MIN, Worker, X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
-from fastmesh.core.traffic.snapshot cimport TLS_MESH
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (
     HTTP1_DATA, HTTP1_END, HTTP1_MORE, Http1Chunked, http1_chunked, http1_parse_trailers,
@@ -287,14 +287,15 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     cdef Message *m = &w.msg
     cdef Exchange *x
     cdef Listener *l = h.client.listener
+    cdef bint unproven = not conn_suffices(l.conf, c)
     h.framing = m.framing
     h.head_only = m.method == M_HEAD
     h.http10 = 1 if m.flags & MSG_HTTP10 else 0
     h.expects = 1 if m.flags & MSG_EXPECT_CONTINUE else 0
     # A CONNECT that is refused: what its client has sent behind it was meant for the tunnel.
     h.keep_alive = 1 if m.flags & MSG_KEEP_ALIVE and m.method != M_CONNECT and not w.draining else 0
-    if fm_unlikely(l.conf.tls == TLS_MESH and not c.flags & C_TLS):
-        h.keep_alive = 0                        # a reload has ended plaintext here
+    if fm_unlikely(unproven):
+        h.keep_alive = 0
     h.out_framing = FRAMING_NONE
     if fm_unlikely(m.flags & MSG_UPGRADE) and _offers_http(m):
         # Requests inside a tunnel would pass no rule and no route. The offer ends here (RFC 9110 7.8).
@@ -313,6 +314,8 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
         c.flags |= C_CUT
         h1_server_destroy(w, h)
         return False
+    if fm_unlikely(unproven):
+        x.flags |= X_UNPROVEN
     x.secure = 1 if c.flags & C_TLS else 0
     x.client_cert = h.client.client_cert
     exchange_begin(w, x, m, &h.client.caller)

@@ -21,7 +21,7 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.shared cimport shared_put
 from fastmesh.core.base.timer cimport Timer, timer_start, timer_stop
-from fastmesh.core.io.age cimport conn_expires, identity_over
+from fastmesh.core.io.age cimport conn_expires, conn_suffices, identity_over
 from fastmesh.core.io.connection cimport conn_close, conn_deadline
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, peer_certificate, peer_facts, peer_text
@@ -83,6 +83,9 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     cdef PolicyFacts *facts = &d.caller.facts
     if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
         _close(w, c, R_DOWNSTREAM_CLOSED)
+        return
+    if not conn_suffices(l.conf, c):             # the settings have changed since it was accepted
+        _close(w, c, R_TLS_IDENTITY if c.flags & C_TLS else R_TLS_NOT_TLS)
         return
     memset(&d, 0, sizeof(Downstream))
     d.listener = l
@@ -221,7 +224,7 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
     else:
         # Nothing, or too little, came in time: opaque, perhaps a protocol in which the server speaks first.
         w.row.counters[K_DETECT_TIMEOUTS] += 1
-        _adopt(w, c, False)
+        _adopt(w, c, l.conf.protocol == PROTO_HTTP)
 
 
 cdef inline bint _within_rate(Worker *w, Conn *c, uint32_t rate) noexcept nogil:

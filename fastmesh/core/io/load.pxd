@@ -200,9 +200,10 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     out.endpoints = <Endpoint *>_block(s, max(1, len(endpoints)) * sizeof(Endpoint))
     for i in range(<uint32_t>len(endpoints)):
         _endpoint(s, &out.endpoints[i], endpoints[i])
-        # With TLS, what the connections prove and trust is part of what makes a pool the same.
+        # With TLS, what both sides of the connections prove and trust is part of what makes a pool the same.
         key = b"\0".join([(d["name"] or "").encode(), <bytes>out.endpoints[i].text.ptr,
-                          d["tls"].encode(), identity if out.tls else b""]).replace(b"\0", b"|")
+                          d["tls"].encode(), identity if out.tls else b"",
+                          (d.get("spiffe_id") or "").encode() if out.tls else b""]).replace(b"\0", b"|")
         out.endpoints[i].pool = _upstream(w, pools, key)
         out.nendpoints += 1
     return 0

@@ -165,6 +165,7 @@ cdef enum:  # ExchangeFlag
     X_FAILING = 256               # our own answer is being sent
     X_FRESH = 512                 # no pooled connection for this try
     X_OPAQUE = 1024               # a TCP tunnel: no status, no latency
+    X_UNPROVEN = 2048             # its connection proved less than the listener asks for now
 
 cdef struct Exchange:
     End *down

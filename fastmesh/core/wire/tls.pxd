@@ -95,7 +95,7 @@ cdef inline void tls_engine_free(TlsEngine *e) noexcept nogil:
 cdef inline int tls_open(
     TlsEngine *e, Tls *t, SSL_CTX *ctx, bint server, const char *expect_id, size_t expect_len, SSL_SESSION *resume
 ) noexcept nogil:
-    """Begin a connection: 0 or a reason. All fields of `t` but session_slot are set here.
+    """Begin a connection: 0 or a reason, after which nothing is held. All fields of `t` but session_slot are set here.
 
     `expect_id` (what the peer must prove; NULL: any ID of a trusted domain) is lent until the handshake is over.
     `resume` may be NULL or any session that was ever put into a slot: one that may not be used any more is ignored.
@@ -124,6 +124,7 @@ cdef inline int tls_open(
     SSL_set_connect_state(t.ssl)
     if policy.sends_name and SSL_set_tlsext_host_name(t.ssl, policy.own.name) != 1:
         ERR_clear_error()
+        _ssl_free(t)
         return tls_fail(t, R_NO_MEMORY)
     if resume != NULL and SSL_SESSION_is_resumable(resume) and tls_session_usable(
             policy, resume, t.expect, t.expect_len):
@@ -348,21 +349,16 @@ cdef inline bint tls_of_mesh(const Tls *t) noexcept nogil:
 
 
 cdef inline size_t tls_peer_id(Tls *t, char *buf, size_t cap) noexcept nogil:
-    """The SPIFFE ID the peer proved, into buf (SVID_ID_MAX bytes always do). Its length, 0 before the handshake's end."""
-    cdef X509 *leaf
-    if not t.flags & TLS_F_DONE:
-        return 0
-    leaf = SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
+    """The SPIFFE ID the peer proved, into buf (SVID_ID_MAX bytes always do). Its length, 0 before the handshake's end
+    and outside the mesh, whatever the certificate says there."""
+    cdef X509 *leaf = tls_peer_leaf(t) if tls_of_mesh(t) else NULL
     return svid_uri(leaf, buf, cap) if leaf != NULL else 0
 
 
 cdef inline bint tls_peer_hash(Tls *t, unsigned char *digest) noexcept nogil:
     """SHA-256 of the certificate the peer proved to hold (its DER form), 32 bytes. False: there is none."""
-    cdef X509 *leaf
+    cdef X509 *leaf = tls_peer_leaf(t)
     cdef unsigned int n = 0
-    if not t.flags & TLS_F_DONE:
-        return False
-    leaf = SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
     if leaf == NULL or not X509_digest(leaf, EVP_sha256(), digest, &n):
         ERR_clear_error()
         return False
