@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kit.limits import DEADLINE
+from kit.pki import Identity, Pki, client_context
 from kit.upstream import Upstream, answering
-from kit.wire import connect, request
+from kit.wire import connect, connect_tls, request
 
 from fastmesh._core import RUN_CONTROL, Area, Worker
 
 
-def snapshot(number: int, listeners: dict[str, str], endpoint: int) -> bytes:
-    """Listeners by name with the service they lead to."""
+def snapshot(
+    number: int, listeners: dict[str, str], endpoint: int | None, identity: Identity | None = None
+) -> bytes:
+    """Listeners by name with the service they lead to; with an identity they ask for one."""
     names = sorted(set(listeners.values()))
     timeouts = {f"{name}_timeout_ms": 20_000 for name in ("header", "idle", "stream_idle", "tcp_idle")}
     document: dict[str, Any] = {
         "format": 1,
         "number": number,
-        "identity": None,
-        "trust_domain": None,
+        "identity": identity
+        and {
+            "spiffe_id": "spiffe://mesh.local/svc-b",
+            "certificate": identity.certificate.read_text(),
+            "key": identity.key.read_text(),
+            "bundle": identity.bundle.read_text(),
+        },
+        "trust_domain": "mesh.local",
         "drain_ms": 1000,
         "access_log": None,
         "listeners": [
             {
                 "name": name,
-                "role": "edge",
+                "role": "inbound" if identity else "edge",
                 "protocol": "http",
-                "tls": "none",
+                "tls": "mesh" if identity else "none",
                 "service": names.index(service),
                 "allow": None,
                 **timeouts,
@@ -48,7 +61,9 @@ def snapshot(number: int, listeners: dict[str, str], endpoint: int) -> bytes:
                 "slot": slot,
                 "tls": "none",
                 "spiffe_id": None,
-                "endpoints": [{"family": "inet", "host": "127.0.0.1", "port": endpoint, "path": None}],
+                "endpoints": []
+                if endpoint is None
+                else [{"family": "inet", "host": "127.0.0.1", "port": endpoint, "path": None}],
                 "connect_timeout_ms": 1000,
                 "response_timeout_ms": 10_000,
                 "pool_idle_max": 8,
@@ -123,3 +138,41 @@ def test_connections_in_the_queue_are_left_to_a_successor() -> None:
                 client.send(request())
                 assert client.read_response().body == b"web"
         assert not any(second.close().values())
+
+
+def hello(context: ssl.SSLContext) -> bytes:
+    """A client's first flight: it costs the client nothing, and the server a signature."""
+    sent = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent).do_handshake()
+    return sent.read()
+
+
+def test_a_turn_drives_one_handshake_at_most(pki: Pki) -> None:
+    """However many clients shake hands: a request is answered in the turn in which it came, and behind it one
+    step of one handshake is made. Counted in turns: with its control readable a worker runs one."""
+    count = 24
+    worker, context = Worker(Area.create(1, 8), 0), client_context(pki.identity("svc-a"))
+    turn = os.eventfd(1, os.EFD_CLOEXEC)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, turn)
+        inbound = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        inbound.setblocking(False)
+        worker.load(snapshot(1, {"inbound": "app"}, None, pki.identity("svc-b")))
+        worker.listen("inbound", inbound.fileno())
+        with running(worker):
+            client = stack.enter_context(connect_tls(inbound.getsockname(), context))
+        flood = [stack.enter_context(connect(inbound.getsockname())) for _ in range(count)]
+        for one in flood:
+            one.send(hello(context))
+        answered = [0]
+        for _ in itertools.takewhile(lambda _: answered[-1] < count, range(8 * count)):
+            client.send(request())
+            assert worker.run(turn) == RUN_CONTROL
+            assert client.read_response().reason == "no_endpoint"
+            answered.append(len(select.select([one.sock for one in flood], (), (), 0)[0]))
+        assert answered[-1] == count, "all of them get on"
+        steps = [after - before for before, after in itertools.pairwise(answered)]
+        assert set(steps) <= {0, 1}, steps
+        assert sum(steps[-count:]) == count, "one in each turn, once they are accepted"
+    assert not {name: left for name, left in worker.close().items() if left}
