@@ -15,7 +15,7 @@ from fastmesh.core.base.check cimport FM_DEBUG_BUILD
 from fastmesh.core.base.reason cimport (
     R_BAD_REQUEST_LINE, R_BAD_TARGET, R_CONNECT_NOT_ALLOWED, R_COUNT, R_NO_ENDPOINT, R_NO_SERVICE, R_TLS_HANDSHAKE, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
 )
-from fastmesh.core.base.intern cimport intern
+from fastmesh.core.base.shared cimport shared_get, shared_put
 from fastmesh.core.base.timer cimport timer_init
 from fastmesh.core.io.listener cimport detect, listener_again, listener_event, listener_watch, pass_on
 from fastmesh.core.io.load cimport load_snapshot, mesh_context
@@ -532,9 +532,6 @@ cdef class Worker:
         cdef int r = 0
         memset(&decision, 0, sizeof(Decision))
         memset(&caller, 0, sizeof(Caller))
-        if identity is not None:
-            raw = identity.encode()
-            caller.facts.identity = intern(&w.identities, raw, <uint32_t>len(raw))
         if source is not None:
             raw = source.encode()
             caller.facts.family = 6 if ":" in source else 4
@@ -546,6 +543,11 @@ cdef class Worker:
                 conf = &s.listeners[i]
         if conf == NULL:
             raise ValueError(f"the snapshot has no listener {listener!r}")
+        if identity is not None:
+            raw = identity.encode()
+            caller.facts.identity = shared_get(&w.identities, raw, <uint32_t>len(raw))
+            if caller.facts.identity == NULL:
+                raise MemoryError()
         if conf.tls == TLS_PASSTHROUGH:
             r = pass_on(conf, <char *>work, len(work), &to)
             r = r if r < 0 else 0 if r else -R_TLS_HANDSHAKE
@@ -570,6 +572,7 @@ cdef class Worker:
                 r = -R_CONNECT_NOT_ALLOWED
             elif r == 0 and service.nendpoints == 0:
                 r = -R_NO_ENDPOINT
+        shared_put(&w.identities, caller.facts.identity)
         path = None
         if http and r != -R_BAD_TARGET and m.path.len > 0 and service != NULL:
             path = m.base[m.path.at:m.path.at + m.path.len].decode("utf-8", "backslashreplace")
@@ -605,6 +608,7 @@ cdef class Worker:
             "flows": w.flows.in_use,
             "tunnels": w.tunnels.in_use,
             "buffers": pool_in_use(&w.pool),
+            "texts": w.identities.count + w.client_certs.count,
             "timers": w.wheel.armed,
             "tls": w.tls_open,
             "pipes": w.pipes_open,

@@ -176,3 +176,37 @@ def test_a_turn_drives_one_handshake_at_most(pki: Pki) -> None:
         assert set(steps) <= {0, 1}, steps
         assert sum(steps[-count:]) == count, "one in each turn, once they are accepted"
     assert not {name: left for name, left in worker.close().items() if left}
+
+
+def test_identities_go_with_their_connections(pki: Pki) -> None:
+    """Nothing of a caller stays in a worker: not of one that is opaque, nor of one that has been refused."""
+    worker = Worker(Area.create(1, 8), 0)
+    with (
+        Upstream(("127.0.0.1", 0), *[answering(b"web")] * 4) as server,
+        socket.create_server(("127.0.0.1", 0)) as http,
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+    ):
+        document = json.loads(
+            snapshot(
+                1,
+                {"http": "web", "tcp": "web"},
+                server._listener.getsockname()[1],
+                pki.identity("svc-b"),
+            )
+        )
+        document["listeners"][1]["protocol"] = "tcp"
+        worker.load(json.dumps(document).encode())
+        for name, sock in (("http", http), ("tcp", tcp)):
+            sock.setblocking(False)
+            worker.listen(name, sock.fileno())
+        with running(worker), contextlib.ExitStack() as stack:
+            for name in ("svc-a", "svc-x"):
+                for sock in (http, tcp):
+                    client = stack.enter_context(
+                        connect_tls(sock.getsockname(), client_context(pki.identity(name)))
+                    )
+                    client.send(request())
+                    assert client.read_response().body == b"web"
+    left = worker.close()
+    assert "texts" in left
+    assert not any(left.values()), left

@@ -5,7 +5,6 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from fastmesh.core.base.intern cimport intern, intern_free
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo, reasons_init
 from fastmesh.core.base.shared cimport Shared, SharedTexts, shared_free, shared_get, shared_put
 from fastmesh.core.io.load_policy cimport load_policy
@@ -72,6 +71,7 @@ cdef class Engine:
     cdef ListenerConf conf
     cdef Service service
     cdef list rows
+    cdef Shared *who              # the last caller's identity
 
     def __cinit__(self, dict listener=None, dict service=None):
         self.w = <Worker *>calloc(1, sizeof(Worker))
@@ -121,7 +121,8 @@ cdef class Engine:
             self.s.blocks = b.next
             free(b)
         policy_scratch_free(&self.w.policy)
-        intern_free(&self.w.identities)
+        shared_put(&self.w.identities, self.who)
+        shared_free(&self.w.identities)
         free(self.w.area)
         free(self.w)
         free(self.s)
@@ -131,7 +132,9 @@ cdef class Engine:
         memset(caller, 0, sizeof(Caller))
         if identity is not None:
             raw = identity.encode()
-            caller.facts.identity = intern(&self.w.identities, raw, <uint32_t>len(raw))
+            shared_put(&self.w.identities, self.who)
+            self.who = shared_get(&self.w.identities, raw, <uint32_t>len(raw))
+            caller.facts.identity = self.who
         if source is not None:
             raw = source.encode()
             caller.facts.family = 6 if ":" in source else 4

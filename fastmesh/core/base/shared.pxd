@@ -1,7 +1,7 @@
 # Texts that several owners share: one copy of each, freed with its last reference.
 #
-# For what comes and goes with connections (a peer's certificate changes with every renewal): unlike
-# intern.pxd nothing stays behind. The table grows with what is in it.
+# For what comes and goes with connections, as identities and certificates of peers do: nothing stays behind, so
+# that no peer can fill it up for others by what it has said before. The table grows with what is in it.
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
@@ -69,6 +69,13 @@ cdef inline Shared *shared_get(SharedTexts *t, const char *text, uint32_t n) noe
     e.next = t.buckets[h & t.mask]
     t.buckets[h & t.mask] = e
     t.count += 1
+    return e
+
+
+cdef inline Shared *shared_ref(Shared *e) noexcept nogil:
+    """One more reference; NULL is none."""
+    if e != NULL:
+        e.refs += 1
     return e
 
 

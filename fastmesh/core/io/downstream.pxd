@@ -4,7 +4,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset, strlen
 
-from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_timeout
@@ -67,7 +66,7 @@ cdef inline void peer_facts(Conn *c, const sockaddr_storage *peer, PolicyFacts *
             facts.port = ntohs((<sockaddr_in6 *>&local).sin6_port)
 
 
-cdef inline Shared *peer_certificate(Worker *w, Conn *c, const Interned *identity) noexcept nogil:
+cdef inline Shared *peer_certificate(Worker *w, Conn *c, const Shared *identity) noexcept nogil:
     """What the application is told of the caller, in Envoy's syntax for x-forwarded-client-cert. A SPIFFE id
     has no character that would need quotes."""
     cdef unsigned char digest[32]
@@ -120,7 +119,13 @@ cdef inline void downstream_await(Worker *w, const Downstream *d, Conn *c) noexc
     conn_timeout(w, c, <uint32_t>wait)
 
 
+cdef inline void downstream_forget(Worker *w, Downstream *d) noexcept nogil:
+    """Give back what is held of the client; its connection is counted as before."""
+    shared_put(&w.client_certs, d.client_cert)
+    shared_put(&w.identities, d.caller.facts.identity)
+
+
 cdef inline void downstream_free(Worker *w, Downstream *d) noexcept nogil:
     """The connection is closed, and counted no more."""
     d.listener.nconns -= 1
-    shared_put(&w.client_certs, d.client_cert)
+    downstream_forget(w, d)

@@ -17,12 +17,12 @@ from libc.string cimport memcpy, memset
 from libc.time cimport gmtime_r, strftime, time, time_t, tm
 
 from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, Queue, buf_drop, buf_get, queue_clear
-from fastmesh.core.base.intern cimport Interned
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
     R_CONNECT_NOT_ALLOWED, R_DENIED, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
     R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
+from fastmesh.core.base.shared cimport Shared, shared_put, shared_ref
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
@@ -136,6 +136,7 @@ cdef inline void exchange_free(Worker *w, Exchange *x) noexcept nogil:
     if x.log != NULL:
         buf_drop(&w.pool, x.log)
     list_remove(&x.all)
+    shared_put(&w.identities, x.identity)
     snapshot_unref(w, x.snapshot)
     w.row.counters[G_EXCHANGES] -= 1
     slab_put(&w.exchanges, x)
@@ -292,7 +293,7 @@ cdef inline void exchange_keep_log(Worker *w, Exchange *x, Message *m) noexcept 
     x.flags |= X_LOG
 
 
-cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Interned *identity, Peer *peer) noexcept nogil:
+cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Shared *identity, Peer *peer) noexcept nogil:
     """A new exchange with nothing decided yet; NULL without memory. `peer` outlives it."""
     cdef Exchange *x = <Exchange *>slab_get(&w.exchanges)
     if fm_unlikely(x == NULL):
@@ -304,7 +305,7 @@ cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Interned 
     x.conf = l.conf
     x.snapshot = l.snapshot
     snapshot_ref(x.snapshot)
-    x.identity = identity
+    x.identity = shared_ref(identity)
     x.start_us = w.now_us
     x.peer = peer
     list_append(&w.all_exchanges, &x.all)

@@ -12,7 +12,6 @@ from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
 from fastmesh.core.base.reason cimport (
     R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
 )
-from fastmesh.core.base.shared cimport shared_put
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport conn_suffices
 from fastmesh.core.io.connection cimport (
@@ -20,7 +19,9 @@ from fastmesh.core.io.connection cimport (
     conn_queued_bytes, conn_resume, conn_resume_input, conn_timeout,
 )
 from fastmesh.core.io.connection_output cimport conn_queued, conn_write_body
-from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, downstream_await, downstream_free, downstream_is_old
+from fastmesh.core.io.downstream cimport (
+    DRAIN_GRACE_MS, downstream_await, downstream_forget, downstream_free, downstream_is_old,
+)
 from fastmesh.core.io.exchange cimport (
     answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_replay, exchange_free,
     exchange_keep_log, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
@@ -52,8 +53,7 @@ cdef enum:
 
 
 cdef inline H1Server *h1_server_open(Worker *w, Conn *c, const Downstream *client) noexcept nogil:
-    """Serve HTTP/1.1 on `c`; takes the reference on the client's certificate. NULL without memory: both stay the
-    caller's."""
+    """Serve HTTP/1.1 on `c`; takes the references that `client` holds. NULL without memory: all stays the caller's."""
     cdef H1Server *h = <H1Server *>slab_get(&w.servers)
     if h == NULL:
         return NULL
@@ -527,7 +527,7 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
     c.owner = NULL
     c.ops = NULL
     e.ex.client_cert = NULL
-    shared_put(&w.client_certs, h.client.client_cert)
+    downstream_forget(w, &h.client)
     slab_put(&w.servers, h)
     return c
 

@@ -12,19 +12,18 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
-from fastmesh.core.base.intern cimport intern
 from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.rate cimport rate_allows, rate_key
 from fastmesh.core.base.reason cimport (
     R_DOWNSTREAM_CLOSED, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_TLS_BUSY, R_TLS_HANDSHAKE,
     R_TLS_IDENTITY, R_TLS_NOT_TLS, R_TLS_RATE, R_TLS_TIMEOUT,
 )
-from fastmesh.core.base.shared cimport shared_put
+from fastmesh.core.base.shared cimport shared_get
 from fastmesh.core.base.timer cimport Timer, timer_start, timer_stop
 from fastmesh.core.io.age cimport conn_expires, conn_suffices, identity_over
 from fastmesh.core.io.connection cimport conn_close, conn_deadline
 from fastmesh.core.io.connection_turn cimport conn_open
-from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, peer_certificate, peer_facts, peer_text
+from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, downstream_forget, peer_certificate, peer_facts, peer_text
 from fastmesh.core.io.h1_server cimport h1_server_open
 from fastmesh.core.io.state cimport (
     C_DEAD, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source, Worker,
@@ -95,20 +94,22 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
         n = tls_peer_id(&c.tls, id, sizeof(id))
         if n > 0:
-            facts.identity = intern(&w.identities, id, <uint32_t>n)
+            facts.identity = shared_get(&w.identities, id, <uint32_t>n)
         if facts.identity == NULL:
-            _close(w, c, R_TLS_IDENTITY)
+            _close(w, c, R_NO_MEMORY if n > 0 else R_TLS_IDENTITY)
             return
     if not http:
         tunnel_accept(w, c, l, service, facts, &d.peer)
+        downstream_forget(w, &d)
         return
     if facts.identity != NULL and (l.conf.client_cert == FWD_REPLACE or l.conf.client_cert == FWD_APPEND):
         d.client_cert = peer_certificate(w, c, facts.identity)
         if d.client_cert == NULL:
+            downstream_forget(w, &d)
             _close(w, c, R_NO_MEMORY)
             return
     if h1_server_open(w, c, &d) == NULL:
-        shared_put(&w.client_certs, d.client_cert)
+        downstream_forget(w, &d)
         _close(w, c, R_NO_MEMORY)
     elif w.draining:
         conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began

@@ -8,7 +8,6 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastmesh.core.base.buffer cimport pool_free, pool_in_use, pool_init
-from fastmesh.core.base.intern cimport intern_free
 from fastmesh.core.base.list cimport Node, list_empty, list_init
 from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
 from fastmesh.core.base.shared cimport shared_free
@@ -233,8 +232,6 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
         c_close(w.pipes[2 * i + 1])
         w.pipes_open -= 1
     w.npipes = 0
-    intern_free(&w.identities)
-    shared_free(&w.client_certs)
     policy_scratch_free(&w.policy)
     if w.tls.bio != NULL:
         tls_engine_free(&w.tls)
@@ -258,6 +255,8 @@ cdef inline void worker_release(Worker *w) noexcept nogil:
     slab_free(&w.clients)
     slab_free(&w.flows)
     slab_free(&w.tunnels)
+    shared_free(&w.identities)
+    shared_free(&w.client_certs)
     pool_free(&w.pool)
     while w.listeners != NULL:
         l = w.listeners

@@ -18,7 +18,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmesh.core.base.buffer cimport Buf, Pool, Queue
-from fastmesh.core.base.intern cimport Intern, Interned
 from fastmesh.core.base.list cimport Node
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
 from fastmesh.core.base.rate cimport RateTable
@@ -175,7 +174,7 @@ cdef struct Exchange:
     Snapshot *snapshot            # a reference
     Service *service              # NULL: no service of that name
     Endpoint *endpoint
-    Interned *identity            # of the caller, or NULL
+    Shared *identity              # of the caller, or NULL; a reference
     Shared *client_cert           # for x-forwarded-client-cert: memory of the downstream end, or NULL
     Decision decision             # of the rules
     Buf *replay                   # the request as it was sent, for another try
@@ -231,7 +230,7 @@ cdef struct Listener:
 
 cdef struct Downstream:           # a client's connection as every codec towards clients keeps it
     Listener *listener            # it is counted there
-    Caller caller                 # who it is, and which rules can concern it
+    Caller caller                 # who it is (a reference), and which rules can concern it
     Shared *client_cert           # for x-forwarded-client-cert; NULL without identity; a reference
     uint64_t opened_ms
     Peer peer
@@ -339,7 +338,7 @@ cdef struct Worker:
     Listener *listeners
     Snapshot *snapshot
     uint32_t loads                # snapshots loaded so far
-    Intern identities
+    SharedTexts identities
     SharedTexts client_certs
     PolicyScratch policy
     TlsEngine tls

@@ -3,12 +3,12 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
-from fastmesh.core.base.intern cimport Interned
+from fastmesh.core.base.shared cimport Shared
 from fastmesh.core.traffic.policy cimport Cidr, Conditions, Policy, PolicyList, PolicyRule
 from fastmesh.core.traffic.text_index cimport Bits, Text
 
 cdef struct PolicyFacts:      # what a connection says of its caller
-    Interned *identity        # NULL: none proven
+    Shared *identity          # NULL: none proven
     uint8_t family            # 4, 6 or 0: a Unix socket
     uint8_t address[16]
     uint16_t port             # the local one; 0: none
@@ -20,7 +20,7 @@ cdef struct PolicyView:       # the rules of a policy that a connection can meet
     Bits deny
 
 
-cdef inline bint id_matches(const Text *pattern, const Interned *id) noexcept nogil:
+cdef inline bint id_matches(const Text *pattern, const Shared *id) noexcept nogil:
     """`id` is the pattern, or begins with it where the pattern ends in `*`."""
     if pattern.len > 0 and pattern.ptr[pattern.len - 1] == c'*':
         return id.len >= pattern.len - 1 and memcmp(pattern.ptr, id.text, pattern.len - 1) == 0
