@@ -82,6 +82,21 @@ def test_a_session_never_serves_another_identity(engine: tls.Engine) -> None:
     assert not slot
 
 
+def test_a_server_does_not_go_on_as_another(engine: tls.Engine) -> None:
+    """Its workload is another now, its ticket keys are not: who resumed would take it for the one before."""
+    client, slot = svc_a().client(), tls.Slot()
+    other = authority().leaf("spiffe://mesh.local/svc-x").server()
+    assert not resumed(engine, client, svc_b().server(), slot, expect=B.encode())
+    c, s, _ = shake(*open_pair(engine, client, other, slot=slot, expect=B.encode()))
+    assert (reason(c), reason(s)) == ("upstream_tls_identity", "tls_handshake")
+
+
+def test_a_renewed_server_goes_on(engine: tls.Engine) -> None:
+    client, slot = svc_a().client(), tls.Slot()
+    assert not resumed(engine, client, svc_b().server(), slot, expect=B.encode())
+    assert resumed(engine, client, authority().leaf(B).server(), slot, expect=B.encode())
+
+
 def short(uri: str) -> tuple[Identity, float]:
     """An identity that ends in about two seconds, and when."""
     end = datetime.timedelta(seconds=2)

@@ -16,7 +16,8 @@
 #
 # Resumption: tickets only, no server-side cache; keys: tls_tickets.pxd. A ticket carries the peer's leaf and the
 # time until which its chain is good; one is resumed only while that is so and the leaf is not on the deny list,
-# and only under the trust it was made with: the session id context is a digest of all domains and their roots.
+# and only by the identity and under the trust it was made with: the session id context is a digest of our SPIFFE ID and
+# of all domains and their roots.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
@@ -387,14 +388,17 @@ cdef inline X509_STACK *_load_roots(const char *pem, char *err, size_t cap) noex
     return roots
 
 
-cdef inline bint _trust_grows(SSL_CTX *ctx, TlsPolicy *policy, TlsDomain *domain, const char *bundle) noexcept nogil:
-    """One more domain is trusted: sessions of before do not count any more."""
+cdef inline bint _bind_sessions(
+    SSL_CTX *ctx, TlsPolicy *policy, const char *name, size_t length, const char *bundle
+) noexcept nogil:
+    """Sessions hold for this too: a domain that is trusted with its roots, or (NULL) who they are made as. Those of
+    before do not count any more."""
     cdef EVP_MD_CTX *md = EVP_MD_CTX_new()
     cdef unsigned int n = 0
     cdef bint ok = md != NULL and EVP_DigestInit_ex(md, EVP_sha256(), NULL) == 1
     ok = ok and EVP_DigestUpdate(md, policy.trust, sizeof(policy.trust)) == 1
-    # the domain with its NUL: no two pairs run together to the same bytes
-    ok = ok and EVP_DigestUpdate(md, domain.name, domain.len + 1) == 1
+    # the name with a NUL: no two pairs run together to the same bytes
+    ok = ok and EVP_DigestUpdate(md, name, length) == 1 and EVP_DigestUpdate(md, b"\0", 1) == 1
     if bundle != NULL:
         ok = ok and EVP_DigestUpdate(md, bundle, strlen(bundle)) == 1
     ok = ok and EVP_DigestFinal_ex(md, policy.trust, &n) == 1
@@ -493,6 +497,7 @@ cdef inline SSL_CTX *tls_context(
     """
     cdef SSL_CTX *ctx = NULL
     cdef TlsPolicy *policy
+    cdef char id[SVID_ID_MAX]
     cdef bint ok
     if not svid_domain_valid(trust_domain, strlen(trust_domain)):
         _fail(err, err_cap, b"the trust domain is not a valid name")
@@ -501,7 +506,7 @@ cdef inline SSL_CTX *tls_context(
     ctx = SSL_CTX_new(TLS_server_method() if server else TLS_client_method())
     policy = _policy_new(ctx, trust_domain) if ctx != NULL else NULL
     if policy == NULL or not (
-        _trust_grows(ctx, policy, &policy.own, bundle_pem)
+        _bind_sessions(ctx, policy, policy.own.name, policy.own.len, bundle_pem)
         and _set_parameters(ctx, server)
         and _set_resumption(ctx, policy, server, tickets)
         and _set_alpn(ctx, policy, server, alpn, alpn_len)
@@ -511,12 +516,13 @@ cdef inline SSL_CTX *tls_context(
         ok = (
             _load_chain(ctx, cert_pem, err, err_cap)
             and _load_key(ctx, key_pem, err, err_cap)
+            and _bind_sessions(ctx, policy, id, svid_uri(SSL_CTX_get0_certificate(ctx), id, sizeof(id)), NULL)
         )
         policy.own.roots = _load_roots(bundle_pem, err, err_cap) if ok else NULL
         ok = policy.own.roots != NULL
+    ERR_clear_error()
     if ok:
         return ctx
-    ERR_clear_error()
     SSL_CTX_free(ctx)
     return NULL
 
@@ -545,7 +551,7 @@ cdef inline bint tls_federate(SSL_CTX *ctx, const char *domain, const char *bund
     memcpy(d.name, domain, n)
     ERR_clear_error()
     d.roots = _load_roots(bundle, err, cap)
-    if d.roots != NULL and not _trust_grows(ctx, policy, d, bundle):
+    if d.roots != NULL and not _bind_sessions(ctx, policy, d.name, d.len, bundle):
         return _fail(err, cap, b"OpenSSL refuses to make a TLS context")
     ERR_clear_error()
     return d.roots != NULL

@@ -99,7 +99,7 @@ cdef inline SSL_CTX *_public_new(
         policy.public = True
         policy.trust[0] = 1                                      # another beginning: no digest is also a mesh's
     if policy == NULL or not (
-        _trust_grows(ctx, policy, &policy.own, ca)
+        _bind_sessions(ctx, policy, policy.own.name, policy.own.len, ca)
         and _set_public(ctx, min_version)
         and _set_resumption(ctx, policy, server, tickets)
         and _set_alpn(ctx, policy, server, alpn, alpn_len)

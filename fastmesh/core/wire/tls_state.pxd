@@ -99,6 +99,6 @@ cdef struct TlsPolicy:
     size_t nnames
     unsigned char alpn[TLS_ALPN_MAX]
     size_t alpn_len
-    unsigned char trust[32]     # digest of all domains and their roots: sessions do not outlive it
+    unsigned char trust[32]     # digest of who we are, of all domains and their roots: sessions do not outlive it
     uint32_t clock
     TlsPeer peers[TLS_PEER_SETS * TLS_PEER_WAYS]
