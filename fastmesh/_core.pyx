@@ -52,7 +52,7 @@ from fastmesh.core.sys.openssl cimport (
     BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error, PEM_read_bio_X509, SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, X509,
     X509_free, X509_get0_notAfter, X509_get0_notBefore,
 )
-from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
+from fastmesh.core.wire.tls_facts cimport asn1_seconds, now_seconds
 from fastmesh.core.wire.tls_public cimport tls_public_client, tls_public_server
 from fastmesh.core.wire.tls_tickets cimport tickets_rotate
 

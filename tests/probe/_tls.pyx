@@ -58,6 +58,38 @@ def id_valid(bytes id, bytes domain) -> bool:
     return svid_id_valid(id, len(id), domain, len(domain))
 
 
+cdef tuple _facts(const TlsFacts *facts):
+    return (
+        facts.id[:facts.id_len], facts.serial[:facts.serial_len], facts.hash[:32], facts.from_time, facts.until
+    )
+
+
+def read_facts(bytes data) -> tuple[bytes, bytes, bytes, int, int] | None:
+    """id, serial, hash, from, until of what a session says, read from memory of just its size."""
+    cdef TlsFacts view
+    cdef char *copy = <char *>malloc(len(data) if len(data) else 1)
+    memcpy(copy, <const char *>data, len(data))
+    found = _facts(&view) if facts_read(copy, len(data), &view) else None
+    free(copy)
+    return found
+
+
+def cut(bytes data, unsigned char tag) -> bytes | None:
+    """der_cut, in memory of just the size. None: refused, and the memory is as it was."""
+    cdef unsigned char *copy = <unsigned char *>malloc(len(data) if len(data) else 1)
+    cdef unsigned char *out = NULL
+    memcpy(copy, <const char *>data, len(data))
+    n = der_cut(copy, len(data), tag, &out)
+    left = None
+    if n:
+        left = <bytes>out[:n]
+        assert <size_t>(out - copy) + n == len(data)
+    else:
+        assert <bytes>copy[:len(data)] == data
+    free(copy)
+    return left
+
+
 def domain_valid(bytes domain) -> bool:
     return svid_domain_valid(domain, len(domain))
 
@@ -128,6 +160,23 @@ cdef class Slot:
 
     def __bool__(self):
         return self.session != NULL
+
+    @property
+    def der(self) -> bytes:
+        """The session as OpenSSL writes it."""
+        cdef unsigned char *p = NULL
+        n = i2d_SSL_SESSION(self.session, NULL)
+        out = bytearray(n)
+        p = out
+        assert i2d_SSL_SESSION(self.session, &p) == n
+        return bytes(out)
+
+    @der.setter
+    def der(self, bytes data) -> None:
+        cdef const unsigned char *p = data
+        SSL_SESSION_free(self.session)
+        self.session = d2i_SSL_SESSION(NULL, &p, len(data))
+        assert self.session != NULL
 
     def lifetime(self) -> int:
         """Seconds for which the server said the ticket would be good."""
@@ -256,8 +305,21 @@ cdef class Connection:
 
     @property
     def peer(self) -> bytes:
-        cdef char buf[SVID_ID_MAX]
-        return buf[:tls_peer_id(&self.t, buf, sizeof(buf))]
+        peer = tls_peer(&self.t)
+        return <bytes>peer.id[:peer.id_len] if peer != NULL else b""
+
+    @property
+    def facts(self) -> tuple[bytes, bytes, bytes, int, int] | None:
+        """As read_facts has them, of the peer."""
+        peer = tls_peer(&self.t)
+        return _facts(peer) if peer != NULL else None
+
+    @property
+    def noted(self) -> bytes:
+        """The same as it is put into a session."""
+        cdef size_t n = 0
+        bytes_ = facts_bytes(self.t.peer, &n)
+        return bytes_[:n]
 
     @property
     def alpn(self) -> int:

@@ -7,12 +7,12 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from fastmesh.core.io.state cimport C_TLS, C_UPSTREAM, Conn, Worker
-from fastmesh.core.sys.openssl cimport SSL_CTX, X509, X509_get0_notAfter
+from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.sys.posix cimport CLOCK_REALTIME, clock_gettime, timespec
 from fastmesh.core.traffic.snapshot cimport ListenerConf, Snapshot, TLS_MESH, TLS_PUBLIC
-from fastmesh.core.wire.tls cimport tls_of_mesh, tls_peer_leaf
+from fastmesh.core.wire.tls cimport tls_of_mesh, tls_peer
 from fastmesh.core.wire.tls_context cimport tls_policy
-from fastmesh.core.wire.tls_peers cimport asn1_seconds, now_seconds
+from fastmesh.core.wire.tls_facts cimport TlsFacts, now_seconds
 from fastmesh.core.wire.tls_trust cimport trust_denies
 
 
@@ -36,10 +36,10 @@ cdef inline void conn_expires(Worker *w, Conn *c, int64_t end) noexcept nogil:
 
 
 cdef inline void conn_expires_with_peer(Worker *w, Conn *c) noexcept nogil:
-    """After the handshake."""
-    cdef X509 *leaf = tls_peer_leaf(&c.tls)
-    if leaf != NULL:
-        conn_expires(w, c, asn1_seconds(X509_get0_notAfter(leaf)))
+    """After the handshake: with the first certificate of the peer's chain."""
+    cdef const TlsFacts *peer = tls_peer(&c.tls)
+    if peer != NULL:
+        conn_expires(w, c, peer.until if peer.until > 0 else 1)
 
 
 cdef inline bint conn_expired(Worker *w, const Conn *c) noexcept nogil:
@@ -48,13 +48,13 @@ cdef inline bint conn_expired(Worker *w, const Conn *c) noexcept nogil:
 
 cdef inline int conn_denied(Worker *w, Conn *c) noexcept nogil:
     """After the handshake: 0, or why the peer would not be let in under the trust that is in force now."""
-    cdef X509 *leaf
+    cdef const TlsFacts *peer
     if w.snapshot == NULL or w.snapshot.server_ctx == NULL or not tls_of_mesh(&c.tls):
         return 0
-    leaf = tls_peer_leaf(&c.tls)
-    if leaf == NULL:
+    peer = tls_peer(&c.tls)
+    if peer == NULL:
         return 0
-    return trust_denies(tls_policy(<SSL_CTX *>w.snapshot.server_ctx), leaf, not c.flags & C_UPSTREAM)
+    return trust_denies(tls_policy(<SSL_CTX *>w.snapshot.server_ctx), peer, not c.flags & C_UPSTREAM)
 
 
 cdef inline bint conn_suffices(const ListenerConf *conf, Conn *c) noexcept nogil:
@@ -64,5 +64,5 @@ cdef inline bint conn_suffices(const ListenerConf *conf, Conn *c) noexcept nogil
         return c.flags & C_TLS != 0 and tls_of_mesh(&c.tls)
     if conf.tls == TLS_PUBLIC:
         return c.flags & C_TLS != 0 and not tls_of_mesh(&c.tls) and (
-            tls_peer_leaf(&c.tls) != NULL or not tls_policy(<SSL_CTX *>conf.tls_ctx).demands)
+            tls_peer(&c.tls) != NULL or not tls_policy(<SSL_CTX *>conf.tls_ctx).demands)
     return True

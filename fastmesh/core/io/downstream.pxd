@@ -14,7 +14,8 @@ from fastmesh.core.sys.posix cimport (
 )
 from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
-from fastmesh.core.wire.tls cimport tls_peer_hash
+from fastmesh.core.wire.tls cimport tls_peer
+from fastmesh.core.wire.tls_facts cimport TlsFacts
 
 cdef enum:
     DRAIN_GRACE_MS = 200          # an idle connection stays this long after a drain has begun
@@ -69,12 +70,12 @@ cdef inline void peer_facts(Conn *c, const sockaddr_storage *peer, PolicyFacts *
 cdef inline Shared *peer_certificate(Worker *w, Conn *c, const Shared *identity) noexcept nogil:
     """What the application is told of the caller, in Envoy's syntax for x-forwarded-client-cert. A SPIFFE id
     has no character that would need quotes."""
-    cdef unsigned char digest[32]
+    cdef const TlsFacts *peer = tls_peer(&c.tls)
     cdef char text[4800]
     cdef const char *digits = b"0123456789abcdef"
     cdef size_t n = w.snapshot.own_id.len
     cdef int i
-    if n + identity.len + 96 > sizeof(text) or not tls_peer_hash(&c.tls, digest):
+    if n + identity.len + 96 > sizeof(text) or peer == NULL:
         return NULL
     memcpy(text, b"By=", 3)
     memcpy(text + 3, w.snapshot.own_id.ptr, n)
@@ -82,8 +83,8 @@ cdef inline Shared *peer_certificate(Worker *w, Conn *c, const Shared *identity)
     memcpy(text + n, b";Hash=", 6)
     n += 6
     for i in range(32):
-        text[n] = digits[digest[i] >> 4]
-        text[n + 1] = digits[digest[i] & 15]
+        text[n] = digits[peer.hash[i] >> 4]
+        text[n + 1] = digits[peer.hash[i] & 15]
         n += 2
     memcpy(text + n, b";URI=", 5)
     memcpy(text + n + 5, identity.text, identity.len)

@@ -43,7 +43,8 @@ from fastmesh.core.traffic.snapshot cimport (
 )
 from fastmesh.core.traffic.route cimport route_server_name
 from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello
-from fastmesh.core.wire.tls cimport tls_open, tls_peer_id
+from fastmesh.core.wire.tls cimport tls_open, tls_peer
+from fastmesh.core.wire.tls_facts cimport TlsFacts
 
 cdef enum:
     ACCEPT_BATCH = 64
@@ -76,8 +77,8 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     cdef Listener *l = <Listener *>c.owner
     cdef sockaddr_storage address
     cdef socklen_t size = sizeof(sockaddr_storage)
-    cdef char id[2304]
-    cdef size_t n
+    cdef const TlsFacts *proved
+    cdef bint named
     cdef Downstream d
     cdef PolicyFacts *facts = &d.caller.facts
     if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
@@ -92,11 +93,12 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     peer_text(&d.peer, &address)
     peer_facts(c, &address, facts)
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
-        n = tls_peer_id(&c.tls, id, sizeof(id))
-        if n > 0:
-            facts.identity = shared_get(&w.identities, id, <uint32_t>n)
+        proved = tls_peer(&c.tls)
+        named = proved != NULL and proved.id_len > 0
+        if named:
+            facts.identity = shared_get(&w.identities, proved.id, proved.id_len)
         if facts.identity == NULL:
-            _close(w, c, R_NO_MEMORY if n > 0 else R_TLS_IDENTITY)
+            _close(w, c, R_NO_MEMORY if named else R_TLS_IDENTITY)
             return
     if not http:
         tunnel_accept(w, c, l, service, facts, &d.peer)

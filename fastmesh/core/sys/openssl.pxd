@@ -129,8 +129,6 @@ cdef extern from "<openssl/x509.h>" nogil:
     ctypedef struct X509_STACK "STACK_OF(X509)":
         pass
     void X509_free(X509 *cert)
-    int X509_up_ref(X509 *cert)
-    int X509_cmp(const X509 *a, const X509 *b)
     int X509_digest(const X509 *cert, const EVP_MD *md, unsigned char *digest, unsigned int *n)
     const ASN1_INTEGER *X509_get0_serialNumber(const X509 *cert)
     const ASN1_TIME *X509_get0_notBefore(const X509 *cert)
@@ -141,7 +139,6 @@ cdef extern from "<openssl/x509.h>" nogil:
     int sk_X509_push(X509_STACK *stack, X509 *cert)
     int sk_X509_num(const X509_STACK *stack)
     X509 *sk_X509_value(const X509_STACK *stack, int i)
-    X509 *sk_X509_set(X509_STACK *stack, int i, X509 *cert)
     X509 *sk_X509_pop(X509_STACK *stack)
 
 cdef extern from "<openssl/pem.h>" nogil:
@@ -312,13 +309,14 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_session_reused(const SSL *ssl)
     int SSL_set_session(SSL *ssl, SSL_SESSION *session)
     SSL_SESSION *SSL_get_session(const SSL *ssl)
-    X509 *SSL_get0_peer_certificate(const SSL *ssl)
     void SSL_get0_alpn_selected(const SSL *ssl, const unsigned char **protocol, unsigned int *n)
 
     void SSL_SESSION_free(SSL_SESSION *session)
     SSL_SESSION *SSL_SESSION_dup(const SSL_SESSION *session)
     int SSL_SESSION_is_resumable(const SSL_SESSION *session)
     X509 *SSL_SESSION_get0_peer(SSL_SESSION *session)
+    int i2d_SSL_SESSION(const SSL_SESSION *session, unsigned char **out)
+    SSL_SESSION *d2i_SSL_SESSION(SSL_SESSION **session, const unsigned char **der, long n)
     const unsigned char *SSL_SESSION_get0_id_context(const SSL_SESSION *session, unsigned int *n)
     long SSL_SESSION_get_time(const SSL_SESSION *session)
     int SSL_SESSION_set1_ticket_appdata(SSL_SESSION *session, const void *data, size_t n)

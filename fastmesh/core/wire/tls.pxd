@@ -8,10 +8,10 @@
 #
 # Who holds what: OpenSSL's SSL object lives for the handshake. With engine.own_records it goes as soon as
 # the connection does not need it any more (a server: at once; a client: with its ticket or the first data),
-# and 3 KiB of our own remain of 14. Ask tls_is_open, tls_resumed, tls_peer_id, tls_alpn: `ssl` may be NULL.
+# and 3 KiB of our own remain of 14. Ask tls_is_open, tls_resumed, tls_peer, tls_alpn: `ssl` may be NULL.
 #
 # The caller owns the engine, the Tls structs (neither moves while in use), the sink and the session slots.
-# A Tls owns its SSL object and its records until tls_free. A failed connection stays failed: every call gives
+# A Tls owns its SSL object, its records and a reference to the facts of its peer until tls_free. A failed connection stays failed: every call gives
 # its reason again. OpenSSL's error queue is empty before and after each call; it is touched only when
 # something went wrong.
 #
@@ -19,8 +19,9 @@
 
 from fastmesh.core.wire.tls_context cimport *
 from fastmesh.core.wire.tls_errors cimport *
-from fastmesh.core.wire.tls_peers cimport *
+from fastmesh.core.wire.tls_facts cimport *
 from fastmesh.core.wire.tls_record cimport *
+from fastmesh.core.wire.tls_sessions cimport *
 from fastmesh.core.wire.tls_state cimport *
 from fastmesh.core.wire.tls_stream cimport *
 
@@ -107,6 +108,7 @@ cdef inline int tls_open(
     t.expect_len = <uint16_t>expect_len
     t.ssl = NULL
     t.records = NULL
+    t.peer = NULL
     if expect_len > SVID_ID_MAX:
         return tls_fail(t, R_INTERNAL)
     t.ssl = SSL_new(ctx)
@@ -160,8 +162,8 @@ cdef inline int tls_handshake(TlsEngine *e, Tls *t) noexcept nogil:
     if result == 1:
         t.flags |= TLS_F_DONE
         t.expect = NULL
-        if SSL_session_reused(t.ssl):
-            t.flags |= TLS_F_RESUMED
+        if not _peer_known(t):
+            return tls_fail(t, R_NO_MEMORY)
         SSL_get0_alpn_selected(t.ssl, &protocol, &n)
         if n == 2 and memcmp(protocol, b"h2", 2) == 0:
             t.flags |= TLS_F_H2
@@ -183,11 +185,21 @@ cdef inline int tls_handshake(TlsEngine *e, Tls *t) noexcept nogil:
     return tls_fail(t, R_TLS_HANDSHAKE if t.flags & TLS_F_HEARD else R_DOWNSTREAM_CLOSED)
 
 
+cdef inline bint _peer_known(Tls *t) noexcept nogil:
+    """At the end of a handshake: who is there? One who showed a certificate is known from its verification, one who
+    resumed from the session - that one which OpenSSL took in the end. False: nobody, where somebody must be."""
+    cdef TlsPolicy *policy = tls_policy(SSL_get_SSL_CTX(t.ssl))
+    if SSL_session_reused(t.ssl):
+        t.flags |= TLS_F_RESUMED
+        facts_put(t.peer)
+        t.peer = session_peer(policy, SSL_get_session(t.ssl))
+    return t.peer != NULL or (policy.public and not policy.demands)
+
+
 cdef inline bint _take_over(TlsEngine *e, Tls *t) noexcept nogil:
     """From here on the records are ours, if they can be; then OpenSSL's object is gone."""
     cdef TlsRecords *r = t.records
     cdef TlsSuite *suite = NULL
-    cdef X509 *leaf
     cdef const SSL_CIPHER *cipher = SSL_get_current_cipher(t.ssl)
     cdef int i
     if r == NULL:
@@ -196,10 +208,7 @@ cdef inline bint _take_over(TlsEngine *e, Tls *t) noexcept nogil:
         for i in range(3):
             if e.suites[i].id == SSL_CIPHER_get_protocol_id(cipher):
                 suite = &e.suites[i]
-    leaf = SSL_get0_peer_certificate(t.ssl)
-    if leaf != NULL:
-        r.peer = peer_shared(tls_policy(SSL_get_SSL_CTX(t.ssl)), leaf)
-    if suite == NULL or (leaf != NULL and r.peer == NULL) or not records_start(r, suite):
+    if suite == NULL or not records_start(r, suite):
         records_free(r)
         t.records = NULL
         ERR_clear_error()
@@ -328,6 +337,8 @@ cdef inline void tls_free(Tls *t) noexcept nogil:
         _ssl_free(t)
     records_free(t.records)
     t.records = NULL
+    facts_put(t.peer)
+    t.peer = NULL
     t.flags &= ~<uint16_t>TLS_F_DONE
 
 
@@ -336,33 +347,15 @@ cdef inline bint tls_is_open(Tls *t) noexcept nogil:
     return t.ssl != NULL or t.records != NULL
 
 
-cdef inline X509 *tls_peer_leaf(Tls *t) noexcept nogil:
-    """The certificate the peer proved to hold, lent; NULL before the handshake's end, or if there is none."""
-    if not t.flags & TLS_F_DONE:
-        return NULL
-    return SSL_get0_peer_certificate(t.ssl) if t.ssl != NULL else t.records.peer
+cdef inline const TlsFacts *tls_peer(const Tls *t) noexcept nogil:
+    """Who the peer has proved to be, lent; NULL before the handshake's end, or if it showed no certificate. Only in the
+    mesh there is an id."""
+    return t.peer if t.flags & TLS_F_DONE else NULL
 
 
 cdef inline bint tls_of_mesh(const Tls *t) noexcept nogil:
     """Is the peer one that a trust domain vouches for?"""
     return t.flags & TLS_F_MESH != 0
-
-
-cdef inline size_t tls_peer_id(Tls *t, char *buf, size_t cap) noexcept nogil:
-    """The SPIFFE ID the peer proved, into buf (SVID_ID_MAX bytes always do). Its length, 0 before the handshake's end
-    and outside the mesh, whatever the certificate says there."""
-    cdef X509 *leaf = tls_peer_leaf(t) if tls_of_mesh(t) else NULL
-    return svid_uri(leaf, buf, cap) if leaf != NULL else 0
-
-
-cdef inline bint tls_peer_hash(Tls *t, unsigned char *digest) noexcept nogil:
-    """SHA-256 of the certificate the peer proved to hold (its DER form), 32 bytes. False: there is none."""
-    cdef X509 *leaf = tls_peer_leaf(t)
-    cdef unsigned int n = 0
-    if leaf == NULL or not X509_digest(leaf, EVP_sha256(), digest, &n):
-        ERR_clear_error()
-        return False
-    return n == 32
 
 
 cdef inline bint tls_resumed(Tls *t) noexcept nogil:

@@ -9,15 +9,15 @@
 # be on the deny list (tls_trust.pxd). That is decided inside the handshake, so that a refused peer gets an alert
 # and never sees our own certificate as a client.
 #
-# A peer's certificate is verified and held once: mesh peers are few, their connections many. The policy
-# keeps leaves whose chain was good, with the time span in which all of it is valid, and gives OpenSSL the
-# held object instead of the copy that the peer sent. Possession of the key is proved in every handshake
-# all the same. New trust means a new context, hence an empty cache.
+# A peer's certificate is verified and read once: mesh peers are few, their connections many. The policy keeps
+# the facts of leaves whose chain was good (tls_peers.pxd), with the time span in which all of it is valid.
+# Possession of the key is proved in every handshake all the same. New trust means a new context, hence an empty
+# table.
 #
-# Resumption: tickets only, no server-side cache; keys: tls_tickets.pxd. A ticket carries the peer's leaf and the
-# time until which its chain is good; one is resumed only while that is so and the leaf is not on the deny list,
-# and only by the identity and under the trust it was made with: the session id context is a digest of our SPIFFE ID and
-# of all domains and their roots.
+# Resumption: tickets only, no server-side cache; keys: tls_tickets.pxd. A ticket carries the facts of its peer and
+# no certificate; one is resumed only while the peer would be let in again (tls_sessions.pxd), and only by the identity
+# and under the trust it was made with: the session id context is a digest of our SPIFFE ID and of all domains and
+# their roots.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
@@ -29,8 +29,10 @@ from libc.time cimport time_t
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
 from fastmesh.core.wire.svid cimport *
+from fastmesh.core.wire.tls_facts cimport *
 from fastmesh.core.wire.tls_peers cimport *
 from fastmesh.core.wire.tls_record cimport *
+from fastmesh.core.wire.tls_sessions cimport *
 from fastmesh.core.wire.tls_state cimport *
 from fastmesh.core.wire.tls_tickets cimport *
 from fastmesh.core.wire.tls_trust cimport *
@@ -57,8 +59,7 @@ cdef inline void _policy_free(
     cdef int i
     if policy == NULL:
         return
-    for i in range(TLS_PEER_SETS * TLS_PEER_WAYS):
-        X509_free(policy.peers[i].leaf)
+    peers_free(policy)
     trust_free(policy)
     for i in range(<int>policy.nnames):
         free(policy.names[i].text)
@@ -69,41 +70,6 @@ cdef inline void _policy_free(
 
 cdef inline TlsPolicy *tls_policy(SSL_CTX *ctx) noexcept nogil:
     return <TlsPolicy *>SSL_CTX_get_ex_data(ctx, fm_tls_policy_slot(_policy_free))
-
-
-cdef inline int64_t _good_until(TlsPolicy *policy, SSL_SESSION *session) noexcept nogil:
-    """Seconds since 1970 until which the chain behind a session is valid, as far as it is known: the ticket may
-    say it, or the peer was verified by us; its leaf, at least, is there."""
-    cdef X509 *leaf = SSL_SESSION_get0_peer(session)
-    cdef TlsPeer *peer = peer_find(policy, leaf)
-    cdef int64_t until = asn1_seconds(X509_get0_notAfter(leaf))
-    cdef int64_t noted
-    cdef void *note = NULL
-    cdef size_t n = 0
-    if peer != NULL and peer.to_time >= 0:
-        return peer.to_time
-    if SSL_SESSION_get0_ticket_appdata(session, &note, &n) == 1 and n == sizeof(int64_t):
-        memcpy(&noted, note, sizeof(int64_t))
-        until = noted if noted < until else until
-    return until
-
-
-cdef inline bint tls_session_usable(
-    TlsPolicy *policy, SSL_SESSION *session, const char *expect, size_t expect_len
-) noexcept nogil:
-    """May this session be resumed: made under the trust of now, by a peer that would be let in now (as `expect`)?"""
-    cdef X509 *leaf = SSL_SESSION_get0_peer(session)
-    cdef unsigned int n = 0
-    cdef const unsigned char *trust = SSL_SESSION_get0_id_context(session, &n)
-    cdef int64_t now = now_seconds()
-    if n != sizeof(policy.trust) or memcmp(trust, policy.trust, n) != 0:
-        return False
-    if leaf == NULL:
-        return policy.public and not policy.demands
-    # as OpenSSL has it: the second of notAfter is out of time already
-    if not asn1_seconds(X509_get0_notBefore(leaf)) <= now < _good_until(policy, session):
-        return False
-    return policy.public or trust_leaf(policy, leaf, expect, expect_len)
 
 
 # verification of the peer's certificate --------------------------------------------------------------
@@ -121,6 +87,28 @@ cdef inline int _verify_reason(X509_STORE_CTX *store_ctx, bint server) noexcept 
     return R_TLS_UNTRUSTED if server else R_UPSTREAM_TLS_UNTRUSTED
 
 
+cdef inline int _verify_anew(
+    X509_STORE_CTX *store_ctx, TlsPolicy *policy, const unsigned char *hash, bint server, TlsFacts **peer
+) noexcept nogil:
+    """0 and a reference to the facts of a peer with a good chain that is an SVID of a trusted domain; or a reason."""
+    cdef X509 *leaf = X509_STORE_CTX_get0_cert(store_ctx)
+    cdef char id[SVID_ID_MAX]
+    cdef size_t n = svid_uri(leaf, id, sizeof(id))
+    cdef TlsDomain *domain = trust_domain(policy, id, n)
+    # a leaf of nobody's domain is refused in any case; the own roots tell whether it is a stranger's
+    X509_STORE_CTX_set0_trusted_stack(store_ctx, domain.roots if domain != NULL else policy.own.roots)
+    X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(store_ctx), <time_t>now_seconds())
+    if X509_verify_cert(store_ctx) <= 0:
+        return _verify_reason(store_ctx, server)
+    if domain == NULL or not svid_is_leaf(leaf):
+        return R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
+    peer[0] = facts_of(leaf, hash, X509_STORE_CTX_get0_chain(store_ctx), id, n)
+    if peer[0] == NULL:
+        return R_NO_MEMORY
+    peer_keep(policy, peer[0], True)
+    return 0
+
+
 cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
     """OpenSSL's question whether the peer's chain is good. 1: yes."""
     cdef SSL *ssl = <SSL *>X509_STORE_CTX_get_ex_data(store_ctx, SSL_get_ex_data_X509_STORE_CTX_idx())
@@ -129,30 +117,28 @@ cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
     cdef Tls *t = engine.current
     cdef bint server = SSL_is_server(ssl)
     cdef X509 *leaf = X509_STORE_CTX_get0_cert(store_ctx)
+    cdef unsigned char hash[32]
+    cdef TlsFacts *known
     cdef X509_STACK *sent
-    cdef TlsPeer *peer = peer_find(policy, leaf)
-    cdef int64_t now = now_seconds()
-    cdef char id[SVID_ID_MAX]
-    cdef size_t n = svid_uri(leaf, id, sizeof(id))
-    cdef TlsDomain *domain = trust_domain(policy, id, n)
-    cdef int reason
-    if peer == NULL or not (peer.from_time <= now < peer.to_time):
-        # a leaf of nobody's domain is refused in any case; the own roots tell whether it is a stranger's
-        X509_STORE_CTX_set0_trusted_stack(store_ctx, domain.roots if domain != NULL else policy.own.roots)
-        X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(store_ctx), <time_t>now)
-        if X509_verify_cert(store_ctx) <= 0:
-            t.failed = <uint8_t>_verify_reason(store_ctx, server)
-            return 0
-        if peer == NULL:
-            peer = peer_keep(policy, leaf)
-        peer_verified(peer, X509_STORE_CTX_get0_chain(store_ctx))
-    reason = trust_refuses(policy, domain, peer.leaf, id, n, t.expect, t.expect_len, server)
+    cdef int reason = R_NO_MEMORY
+    facts_put(t.peer)
+    t.peer = NULL
+    X509_STORE_CTX_set_error(store_ctx, X509_V_OK)
+    if leaf_hash(leaf, hash):
+        known = peer_verified(policy, hash, now_seconds())
+        if known != NULL:
+            t.peer = facts_hold(known)
+            reason = 0
+        else:
+            reason = _verify_anew(store_ctx, policy, hash, server, &t.peer)
+    reason = reason or trust_refuses(policy, t.peer, t.expect, t.expect_len, server)
     if reason:
         t.failed = <uint8_t>reason
-        # the alert: certificate_revoked, or handshake_failure
-        X509_STORE_CTX_set_error(
-            store_ctx, X509_V_ERR_CERT_REVOKED if reason == R_TLS_REVOKED or reason == R_UPSTREAM_TLS_REVOKED
-            else X509_V_ERR_APPLICATION_VERIFICATION)
+        # what the verification has not refused: the alert is certificate_revoked, or handshake_failure
+        if X509_STORE_CTX_get_error(store_ctx) == X509_V_OK:
+            X509_STORE_CTX_set_error(
+                store_ctx, X509_V_ERR_CERT_REVOKED if reason == R_TLS_REVOKED or reason == R_UPSTREAM_TLS_REVOKED
+                else X509_V_ERR_APPLICATION_VERIFICATION)
         return 0
     # What was verified need not be kept: neither the verified chain nor the issuers the peer sent. OpenSSL
     # takes the leaf from this stack after we return.
@@ -161,28 +147,27 @@ cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
     if sent != NULL and sk_X509_num(sent) > 0 and sk_X509_value(sent, 0) == leaf:
         while sk_X509_num(sent) > 1:
             X509_free(sk_X509_pop(sent))
-        if peer.leaf != leaf:
-            X509_up_ref(peer.leaf)
-            sk_X509_set(sent, 0, peer.leaf)
-            X509_free(leaf)
-    X509_STORE_CTX_set_error(store_ctx, X509_V_OK)
     return 1
 
 
 # tickets and ALPN --------------------------------------------------------------------------------------
 
 cdef inline int _ticket_made(SSL *ssl, void *arg) noexcept nogil:
-    """Server: a ticket is worth no longer than the chain that it vouches for."""
+    """Server: a ticket names its peer, and is worth no longer than the chain that it vouches for. 0: no memory."""
+    cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
     cdef SSL_SESSION *session = SSL_get_session(ssl)
-    cdef int64_t until, left
-    if SSL_SESSION_get0_peer(session) == NULL:
-        return 1
-    # What is noted goes on into renewed tickets: those who resume show no chain.
-    until = _good_until(tls_policy(SSL_get_SSL_CTX(ssl)), session)
-    left = until - now_seconds()
-    if left < TLS_TICKET_SECONDS:
-        SSL_SESSION_set_timeout(session, <long>left if left > 1 else 1)
-    return SSL_SESSION_set1_ticket_appdata(session, &until, sizeof(until))
+    cdef TlsFacts *peer = engine.current.peer
+    cdef TlsFacts noted
+    cdef int64_t left
+    # those who resume show no chain: what their session says goes on
+    if not SSL_session_reused(ssl) and peer != NULL and not (
+            session_note(session, peer) and session_without_certificate(session)):
+        return 0
+    if session_facts(session, &noted):
+        left = noted.until - now_seconds()
+        if left < TLS_TICKET_SECONDS:
+            SSL_SESSION_set_timeout(session, <long>left if left > 1 else 1)
+    return 1
 
 
 cdef inline int _ticket_key(
@@ -214,6 +199,10 @@ cdef inline int _session_new(SSL *ssl, SSL_SESSION *session) noexcept nogil:
     cdef SSL_SESSION **slot = engine.current.session_slot
     engine.current.flags |= TLS_F_TICKET
     if slot == NULL:
+        return 0
+    # one that was resumed says it already
+    if engine.current.peer != NULL and not session_note(session, engine.current.peer):
+        ERR_clear_error()
         return 0
     if slot[0] != NULL:
         SSL_SESSION_free(slot[0])
@@ -251,6 +240,9 @@ cdef inline int _hex(char c) noexcept nogil:
     return c - c'0' if c <= c'9' else (c | 32) - c'a' + 10
 
 
+# OpenSSL writes its key log digit by digit: the five lines of a handshake cost 8 % of one that resumes. So it is
+# on, for the context, only from each Finished to the secret that comes with it (RFC 8446 7.1).
+
 cdef inline void _secret_made(const SSL *ssl, const char *line) noexcept nogil:
     """OpenSSL's key log: "LABEL client_random secret", both in hexadecimal. Take the traffic secrets."""
     cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
@@ -275,6 +267,7 @@ cdef inline void _secret_made(const SSL *ssl, const char *line) noexcept nogil:
         t.records.unfit = True
         return
     keys.known = True
+    SSL_CTX_set_keylog_callback(SSL_get_SSL_CTX(ssl), NULL)
     for i in range(n):
         keys.secret[i] = <uint8_t>(_hex(p[2 * i]) << 4 | _hex(p[2 * i + 1]))
 
@@ -287,6 +280,8 @@ cdef inline void _message_seen(
     cdef const uint8_t *p = <const uint8_t *>data
     cdef TlsRecords *r
     cdef TlsKeys *keys
+    if type == SSL3_RT_HANDSHAKE and p[0] == SSL3_MT_FINISHED:
+        SSL_CTX_set_keylog_callback(SSL_get_SSL_CTX(ssl), _secret_made)
     if engine.current == NULL or engine.current.records == NULL:
         return      # no secret of the application's yet, so no record either
     r = engine.current.records
@@ -425,7 +420,6 @@ cdef inline bint _set_parameters(SSL_CTX *ctx, bint server) noexcept nogil:
     # an issuing authority in a bundle is trusted as it stands
     X509_STORE_set_flags(SSL_CTX_get_cert_store(ctx), X509_V_FLAG_PARTIAL_CHAIN)
     SSL_CTX_set_cert_verify_callback(ctx, _verify, NULL)
-    SSL_CTX_set_keylog_callback(ctx, _secret_made)
     return ok
 
 

@@ -20,7 +20,7 @@ from libc.time cimport time_t
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
 from fastmesh.core.wire.tls_context cimport *
-from fastmesh.core.wire.tls_peers cimport now_seconds, peer_find, peer_keep, peer_verified
+from fastmesh.core.wire.tls_facts cimport *
 from fastmesh.core.wire.tls_state cimport *
 from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
@@ -29,23 +29,27 @@ cdef inline int _verify_public(X509_STORE_CTX *store_ctx, void *arg) noexcept no
     """OpenSSL's question whether the peer's chain is good and, for a client, is the server's. 1: yes."""
     cdef SSL *ssl = <SSL *>X509_STORE_CTX_get_ex_data(store_ctx, SSL_get_ex_data_X509_STORE_CTX_idx())
     cdef TlsEngine *engine = <TlsEngine *>BIO_get_data(SSL_get_rbio(ssl))
-    cdef TlsPolicy *policy = tls_policy(SSL_get_SSL_CTX(ssl))
+    cdef Tls *t = engine.current
     cdef X509 *leaf = X509_STORE_CTX_get0_cert(store_ctx)
-    cdef TlsPeer *peer
     cdef bint server = SSL_is_server(ssl)
+    cdef unsigned char hash[32]
     cdef int error
     X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(store_ctx), <time_t>now_seconds())
     if X509_verify_cert(store_ctx) <= 0:
         error = X509_STORE_CTX_get_error(store_ctx)
         if error == X509_V_ERR_HOSTNAME_MISMATCH or error == X509_V_ERR_IP_ADDRESS_MISMATCH:
-            engine.current.failed = R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
+            t.failed = R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
         else:
-            engine.current.failed = <uint8_t>_verify_reason(store_ctx, server)
+            t.failed = <uint8_t>_verify_reason(store_ctx, server)
         return 0
-    peer = peer_find(policy, leaf)                               # held for its time span alone: sessions ask for it
-    if peer == NULL:
-        peer = peer_keep(policy, leaf)
-    peer_verified(peer, X509_STORE_CTX_get0_chain(store_ctx))
+    facts_put(t.peer)
+    t.peer = NULL
+    if leaf_hash(leaf, hash):
+        t.peer = facts_of(leaf, hash, X509_STORE_CTX_get0_chain(store_ctx), NULL, 0)
+    if t.peer == NULL:
+        t.failed = R_NO_MEMORY
+        X509_STORE_CTX_set_error(store_ctx, X509_V_ERR_OUT_OF_MEM)
+        return 0
     X509_STORE_CTX_set0_verified_chain(store_ctx, NULL)          # need not be kept
     return 1
 
@@ -62,7 +66,6 @@ cdef inline bint _set_public(SSL_CTX *ctx, int min_version) noexcept nogil:
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_NO_AUTO_CHAIN)
     SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION)
     SSL_CTX_set_cert_verify_callback(ctx, _verify_public, NULL)
-    SSL_CTX_set_keylog_callback(ctx, _secret_made)
     return ok
 
 

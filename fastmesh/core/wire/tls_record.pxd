@@ -45,7 +45,6 @@ cdef struct TlsRecords:
     TlsKeys rx
     TlsKeys tx
     const TlsSuite *suite
-    X509 *peer                  # the peer's leaf, for its identity
     int64_t held                # bytes in received records that OpenSSL has not yet shown as whole handshake messages
     char *stash                 # what could not be taken whole: see `stashed`; or NULL
     uint32_t stash_len          # bytes in it
@@ -175,7 +174,6 @@ cdef inline void records_free(TlsRecords *r) noexcept nogil:
         return
     EVP_CIPHER_CTX_free(r.rx.ctx)
     EVP_CIPHER_CTX_free(r.tx.ctx)
-    X509_free(r.peer)
     stash_drop(r)
     OPENSSL_cleanse(r, sizeof(TlsRecords))
     free(r)

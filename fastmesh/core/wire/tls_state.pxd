@@ -4,8 +4,9 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
-from fastmesh.core.sys.openssl cimport BIO, BIO_METHOD, SSL, SSL_SESSION, X509, X509_STACK
+from fastmesh.core.sys.openssl cimport BIO, BIO_METHOD, SSL, SSL_SESSION, X509_STACK
 from fastmesh.core.wire.svid cimport SVID_DOMAIN_MAX
+from fastmesh.core.wire.tls_facts cimport TLS_SERIAL_MAX, TlsFacts
 from fastmesh.core.wire.tls_record cimport TlsRecords, TlsSuite
 from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
@@ -19,7 +20,6 @@ cdef enum:
 
 cdef enum:
     TLS_ALPN_MAX = 64
-    TLS_SERIAL_MAX = 20         # bytes of a certificate's serial number (RFC 5280 4.1.2.2)
     TLS_TICKET_SECONDS = 7200
     TLS_PEER_SETS = 64
     TLS_PEER_WAYS = 4
@@ -44,6 +44,7 @@ cdef struct TlsEngine:
 cdef struct Tls:
     SSL *ssl                    # NULL before tls_open, and after the handshake if records has taken over
     TlsRecords *records         # secrets of the handshake, then the protection of records; or NULL
+    TlsFacts *peer              # counted; who the peer is, once the handshake is over; or NULL
     SSL_SESSION **session_slot  # client, set by the caller before tls_open: the newest session is kept there; or NULL
     const char *expect          # the ID the peer must prove, lent until the handshake is over; or NULL
     uint16_t expect_len
@@ -64,9 +65,8 @@ cdef enum TlsFlag:
     TLS_F_MESH = 1024           # the peer proves itself to a trust domain, not by the names of servers
 
 cdef struct TlsPeer:
-    X509 *leaf
-    int64_t from_time           # seconds since 1970: when the whole chain is valid; to_time -1: it was not verified
-    int64_t to_time
+    TlsFacts *facts             # counted; or NULL
+    bint verified               # here: the leaf needs no other look while its chain is good
     uint32_t used               # clock of the set: the least recently used way is replaced
 
 cdef struct TlsDomain:

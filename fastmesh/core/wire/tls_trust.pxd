@@ -14,7 +14,8 @@ from libc.string cimport memcmp, memcpy, memmove
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
 from fastmesh.core.wire.svid cimport *
-from fastmesh.core.wire.tls_state cimport TLS_SERIAL_MAX, TlsDomain, TlsPolicy, TlsSerial
+from fastmesh.core.wire.tls_facts cimport TLS_SERIAL_MAX, TlsFacts
+from fastmesh.core.wire.tls_state cimport TlsDomain, TlsPolicy, TlsSerial
 
 
 cdef inline void _roots_free(X509_STACK *roots) noexcept nogil:
@@ -91,33 +92,22 @@ cdef inline bint trust_revoke(TlsPolicy *policy, const unsigned char *p, size_t 
     return True
 
 
-cdef inline bint trust_revoked(TlsPolicy *policy, X509 *leaf) noexcept nogil:
-    """Is the serial number of this leaf on the deny list?"""
-    cdef const ASN1_STRING *serial
-    cdef const unsigned char *p
-    cdef size_t n, at
-    if policy.nrevoked == 0:
+cdef inline bint _revoked(TlsPolicy *policy, const TlsFacts *peer) noexcept nogil:
+    """Is the serial number of this peer's certificate on the deny list?"""
+    cdef size_t at
+    if policy.nrevoked == 0 or peer.serial_len == 0:
         return False
-    serial = <const ASN1_STRING *>X509_get0_serialNumber(leaf)
-    p = ASN1_STRING_get0_data(serial)
-    n = <size_t>ASN1_STRING_length(serial)
-    while n > 0 and p[0] == 0:
-        p += 1
-        n -= 1
-    if n == 0 or n > TLS_SERIAL_MAX:
-        return False
-    at = _serial_at(policy, p, n)
-    return at < policy.nrevoked and _serial_cmp(&policy.revoked[at], p, n) == 0
+    at = _serial_at(policy, peer.serial, peer.serial_len)
+    return at < policy.nrevoked and _serial_cmp(&policy.revoked[at], peer.serial, peer.serial_len) == 0
 
 
-cdef inline int trust_denies(TlsPolicy *policy, X509 *leaf, bint server) noexcept nogil:
-    """0, or why a leaf that was let in under another trust would not be now: its domain is trusted no more, or it is
-    on the deny list."""
-    cdef char id[SVID_ID_MAX]
-    cdef TlsDomain *domain = trust_domain(policy, id, svid_uri(leaf, id, sizeof(id)))
+cdef inline int trust_denies(TlsPolicy *policy, const TlsFacts *peer, bint server) noexcept nogil:
+    """0, or why a peer that was let in under another trust would not be now: its domain is trusted no more, or its
+    certificate is on the deny list."""
+    cdef TlsDomain *domain = trust_domain(policy, peer.id, peer.id_len)
     if domain == NULL:
         return R_TLS_UNTRUSTED if server else R_UPSTREAM_TLS_UNTRUSTED
-    if domain == &policy.own and trust_revoked(policy, leaf):
+    if domain == &policy.own and _revoked(policy, peer):
         return R_TLS_REVOKED if server else R_UPSTREAM_TLS_REVOKED
     return 0
 
@@ -136,29 +126,20 @@ cdef inline bint trust_shrinks(const TlsPolicy *before, const TlsPolicy *now) no
     return False
 
 
+cdef inline bint trust_expected(const TlsFacts *peer, const char *expect, size_t n) noexcept nogil:
+    """Is this peer the one that is expected (NULL: anybody)?"""
+    return expect == NULL or (peer.id_len == n and memcmp(peer.id, expect, n) == 0)
+
+
 cdef inline int trust_refuses(
-    TlsPolicy *policy, TlsDomain *domain, X509 *leaf, const char *id, size_t n, const char *expect, size_t expect_len,
-    bint server
+    TlsPolicy *policy, const TlsFacts *peer, const char *expect, size_t n, bint server
 ) noexcept nogil:
-    """0, or why a leaf with a good chain is not let in. `id` is its URI, `domain` what trust_domain says of it."""
-    if domain == NULL or not svid_is_leaf(leaf) or (
-            expect != NULL and (n != expect_len or memcmp(id, expect, n) != 0)):
+    """0, or why an SVID of a trusted domain, with a good chain, is not let in."""
+    if not trust_expected(peer, expect, n):
         return R_TLS_IDENTITY if server else R_UPSTREAM_TLS_IDENTITY
-    if domain == &policy.own and trust_revoked(policy, leaf):
-        return R_TLS_REVOKED if server else R_UPSTREAM_TLS_REVOKED
-    return 0
+    return trust_denies(policy, peer, server)
 
 
-cdef inline bint trust_leaf(TlsPolicy *policy, X509 *leaf, const char *expect, size_t expect_len) noexcept nogil:
-    """Would this leaf, let in under the same trust before, be let in as `expect` (NULL: as anybody)?
-
-    That it is an SVID of a trusted domain it has proved then; to look again would cost more than all else here.
-    """
-    cdef char id[SVID_ID_MAX]
-    cdef size_t n
-    if expect == NULL and policy.nrevoked == 0:
-        return True
-    n = svid_uri(leaf, id, sizeof(id))
-    if expect != NULL and (n != expect_len or memcmp(id, expect, n) != 0):
-        return False
-    return trust_domain(policy, id, n) != &policy.own or not trust_revoked(policy, leaf)
+cdef inline bint trust_admits(TlsPolicy *policy, const TlsFacts *peer, const char *expect, size_t n) noexcept nogil:
+    """Would this peer, let in before, be let in as `expect`? That it is an SVID it has proved then."""
+    return trust_expected(peer, expect, n) and trust_denies(policy, peer, True) == 0
