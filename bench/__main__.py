@@ -26,6 +26,7 @@ from bench.results import Results
 CHART: Final = machine.ROOT / "docs" / "bench.png"
 KNOWN: Final = ("floor", "nginx", "haproxy", "envoy", "envoy-h1", "fastmesh")
 TAKE_PART: Final = ("floor", "nginx", "haproxy", "envoy", "fastmesh")
+TOPOLOGIES: Final = ("plain", "mesh", "handshake")
 PARTS: Final = ("load", "idle", "ready")
 
 
@@ -77,13 +78,16 @@ def say(text: str) -> None:
     help="Proxies, measured in this order. Without the floor there are no ratios. Also: envoy-h1.",
 )
 @click.option(
-    "--topology", "topologies", type=Words("plain", "mesh"), default="plain,mesh", help="Of the load."
+    *("--topology", "--topologies", "topologies"),
+    type=Words(*TOPOLOGIES),
+    default=",".join(TOPOLOGIES),
+    help="Of the load. handshake: mutual TLS, full and resumed, a new connection for each request.",
 )
 @click.option(
     "--parts",
     type=Words(*PARTS),
-    default=",".join(PARTS),
-    help="load: CPU, speed, latency. idle: memory at rest and of idle connections. ready: time to answer.",
+    help="load: CPU, speed, latency. idle: memory at rest and of idle connections. ready: time to answer.  "
+    "[default: all; of handshake alone: load]",
 )
 @click.option("--connections", type=Counts(), default="1,64,512", help="wrk's connections, small bodies.")
 @click.option("--large-connections", type=Counts(), default="64", help="wrk's connections, 1 MiB bodies.")
@@ -125,7 +129,8 @@ def main(
 
 
 def _plan(options: dict[str, Any], *, quick: bool) -> Plan:
-    plan = Plan(**options)
+    parts = options.pop("parts") or (("load",) if options["topologies"] == ("handshake",) else PARTS)
+    plan = Plan(**options, parts=parts)
     if quick:
         short: dict[str, Any] = {"connections": (64,), "large_connections": (16,), "idle_connections": 500}
         plan = replace(plan, rounds=1, seconds=2, **short)

@@ -6,16 +6,17 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import idle, load, machine, pki
+from bench import handshakes, idle, load, machine, pki
+from bench.handshakes import Handshakes
 from bench.load import Scenario
 from bench.proxies import Proxy, Unavailable, everyone
 from bench.proxies.nginx import BINARY as NGINX
-from bench.results import Figure, Results
+from bench.results import FLOOR, Figure, Results
 from bench.stage import Actor, Ground, Topology, run_backend, run_proxy
 
 SHM: Final = Path("/dev/shm")
@@ -40,13 +41,20 @@ class Plan:
         ]
 
     @property
+    def timing(self) -> load.Timing:
+        return load.Timing(self.rounds, self.seconds, self.warm_up)
+
+    @property
     def most_connections(self) -> int:
         return max(*self.connections, *self.large_connections)
 
     @property
     def load_seconds(self) -> int:
-        runs = len(self.only) * self.rounds * (len(self.connections) + len(self.large_connections))
-        return runs * len(self.topologies) * (self.seconds + self.warm_up)
+        scenarios = sum(
+            len(handshakes.KINDS) if topology == "handshake" else len(self.scenarios(topology))
+            for topology in self.topologies
+        )
+        return len(self.only) * self.rounds * scenarios * (self.seconds + self.warm_up)
 
 
 class Missing(Exception):
@@ -92,12 +100,12 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
             setting = Setting(plan, results, proxies, ground, say)
             if "load" in plan.parts:
                 for topology in plan.topologies:
-                    _load(setting, topology)
+                    (_handshakes if topology == "handshake" else _load)(setting, topology)
             if "idle" in plan.parts:
                 _idle(setting)
             if "ready" in plan.parts:
                 results.ready = idle.ready(proxies, plan.rounds, ground, say, setting.broken)
-    results.compare_to_floor()
+    results.compare()
     return results
 
 
@@ -115,28 +123,47 @@ def _cast(plan: Plan, directory: Path, results: Results) -> list[Proxy]:
     return proxies
 
 
-def _load(setting: Setting, topology: Topology) -> None:
+@contextlib.contextmanager
+def _actors(setting: Setting, topology: Topology) -> Iterator[list[Actor]]:
     """All proxies of a topology run at once, idle but for the one under load: rounds interleave tightly."""
-    plan, results = setting.plan, setting.results
     with contextlib.ExitStack() as stack:
         actors: list[Actor] = []
         for proxy in setting.proxies:
+            if topology == "handshake" and proxy.name == FLOOR:
+                continue
             try:
-                starting = run_proxy(proxy, topology, setting.ground, plan.most_connections)
-                actor = stack.enter_context(starting)
+                starting = run_proxy(proxy, topology, setting.ground, setting.plan.most_connections)
+                actors.append(stack.enter_context(starting))
             except Unavailable as reason:
                 setting.broken(f"{proxy.name} ({topology})", reason)
-                continue
-            actors.append(actor)
+        yield actors
+
+
+def _load(setting: Setting, topology: Topology) -> None:
+    plan, results = setting.plan, setting.results
+    with _actors(setting, topology) as actors:
         for scenario in plan.scenarios(topology):
             figures = {actor.name: Figure(scenario, actor.name) for actor in actors}
             results.figures.extend(figures.values())
-            timing = load.Timing(plan.rounds, plan.seconds, plan.warm_up)
-            for name, run in load.rounds(actors, scenario, timing, setting.ground, setting.say):
+            for name, run in load.rounds(actors, scenario, plan.timing, setting.ground, setting.say):
                 if isinstance(run, str):
                     figures[name].failures.append(run)
                 else:
                     figures[name].runs.append(run)
+
+
+def _handshakes(setting: Setting, topology: Topology) -> None:
+    plan = setting.plan
+    with _actors(setting, topology) as actors:
+        found = {
+            (actor.name, kind): Handshakes(actor.name, kind) for actor in actors for kind in handshakes.KINDS
+        }
+        setting.results.handshakes.extend(found.values())
+        for name, kind, run in handshakes.rounds(actors, plan.timing, setting.ground, setting.say):
+            if isinstance(run, str):
+                found[name, kind].failures.append(run)
+            else:
+                found[name, kind].runs.append(run)
 
 
 def _idle(setting: Setting) -> None:

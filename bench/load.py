@@ -109,7 +109,7 @@ def measure(actor: Actor, scenario: Scenario, number: int, timing: Timing, groun
     finish_wrk(run_wrk(*load, warm_up, ground.cpus.load), warm_up + 30)
     everybody = [*actor.processes, ground.backend]
     wall, machine = time.monotonic(), ticks(ground.cpus.all)
-    bench_before, children_before = cpu(everybody).seconds, _children()
+    bench_before, children_before = cpu(everybody).seconds, children()
     connected = _accepted(ground)
     before = cpu(actor.processes)
     popen = run_wrk(*load, timing.seconds, ground.cpus.load)
@@ -119,7 +119,7 @@ def measure(actor: Actor, scenario: Scenario, number: int, timing: Timing, groun
     finally:
         totals = finish_wrk(popen, timing.seconds + 30)
     after = cpu(actor.processes)
-    bench_spent = cpu(everybody).seconds - bench_before + _children() - children_before
+    bench_spent = cpu(everybody).seconds - bench_before + children() - children_before
     wall, machine_after = time.monotonic() - wall, ticks(ground.cpus.all)
     if not totals["requests"]:
         raise Failed(f"no request answered: {totals}; it printed: {actor.words()}")
@@ -154,7 +154,7 @@ def _accepted(ground: Ground) -> int:
     return accepted(fetch(ground.port, "/accepted").decode())
 
 
-def _children() -> float:
+def children() -> float:
     """CPU seconds of this program and of the wrk runs that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from bench.handshakes import KINDS as HANDSHAKES
+from bench.handshakes import UNIT, Handshakes
 from bench.idle import Idle
 from bench.load import Scenario
 from bench.results import Figure, Results
@@ -27,7 +29,7 @@ def markdown(results: Results) -> str:
     for topology, size in groups:
         members = [s for s in scenarios if (s.topology, s.size) == (topology, size)]
         parts.append(_load(results, f"{TOPOLOGIES[topology]}, {SIZES[size]}", members))
-    parts += [_idle(results), _ready(results)]
+    parts += [_handshakes(results), _idle(results), _ready(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -103,6 +105,32 @@ def _load_cells(figure: Figure, *, large: bool) -> list[str]:
         f"{figure.median(lambda run: run.proxy_cpu_share):.0%}",
         "0",
     ]
+
+
+def _handshakes(results: Results) -> str:
+    if not results.handshakes:
+        return ""
+    head = ["proxy"]
+    for kind in HANDSHAKES:
+        head += [f"{kind}: µs/connection", f"× {UNIT}", "(lowest–highest)"]
+    rows = []
+    for proxy in results.proxies():
+        by_kind = {one.kind: one for one in results.handshakes if one.proxy == proxy}
+        if by_kind:
+            cells = [cell for kind in HANDSHAKES for cell in _handshake_cells(by_kind.get(kind))]
+            rows.append([_bold(proxy), *cells])
+    title = "handshake: client → mutual TLS 1.3 → proxy → backend, a new connection for each request"
+    return f"**{title}**\n\n" + table(head, rows)
+
+
+def _handshake_cells(one: Handshakes | None) -> list[str]:
+    if one is None:
+        return [NONE] * 3
+    if not one.valid:
+        return [f"✗ {one.failures[0] if one.failures else 'no run'}", "✗", "✗"]
+    if one.ratio is None:
+        return [f"{one.cost:.0f}", NONE, NONE]
+    return [f"{one.cost:.0f}", f"{one.ratio:.2f}", f"{min(one.ratios):.2f}–{max(one.ratios):.2f}"]
 
 
 def _idle(results: Results) -> str:

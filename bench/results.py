@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bench import handshakes
+from bench.handshakes import Handshakes
 from bench.idle import Idle, Ready
 from bench.load import Run, Scenario
 
@@ -59,6 +61,7 @@ class Results:
     absent: dict[str, str] = field(default_factory=dict)  # proxy that is not installed -> what is missing
     broken: dict[str, str] = field(default_factory=dict)  # proxy and where it did not start -> what it said
     figures: list[Figure] = field(default_factory=list)
+    handshakes: list[Handshakes] = field(default_factory=list)
     idle: list[Idle] = field(default_factory=list)
     ready: list[Ready] = field(default_factory=list)
 
@@ -74,10 +77,11 @@ class Results:
     @property
     def valid(self) -> bool:
         wrong = any(idle.errors for idle in self.idle) or self.broken
-        return not wrong and all(figure.valid for figure in self.figures)
+        return not wrong and all(one.valid for one in (*self.figures, *self.handshakes))
 
-    def compare_to_floor(self) -> None:
+    def compare(self) -> None:
         """Fill in the ratios. In one round, so that what the machine did meanwhile hit both."""
+        handshakes.compare(self.handshakes)
         for figure in self.figures:
             floor = self.figure(figure.scenario, FLOOR)
             unit = {run.round: run.cpu_per_request for run in floor.runs} if floor and floor.valid else {}
@@ -90,16 +94,17 @@ class Results:
         runs = [run for figure in self.figures for run in figure.runs]
         lines = [f"{name} did not take part: {why}" for name, why in self.absent.items()]
         lines += [f"{name} did not start: {why.splitlines()[-1]}" for name, why in self.broken.items()]
-        busy = sum(run.others_share > BUSY_SHARE for run in runs)
-        stolen = sum(run.stolen_share > STOLEN_SHARE for run in runs)
+        every = [*runs, *(run for one in self.handshakes for run in one.runs)]
+        busy = sum(run.others_share > BUSY_SHARE for run in every)
+        stolen = sum(run.stolen_share > STOLEN_SHARE for run in every)
         if busy:
             lines.append(
-                f"{busy} of {len(runs)} runs shared the machine with other programs (more than "
+                f"{busy} of {len(every)} runs shared the machine with other programs (more than "
                 f"{BUSY_SHARE:.0%} of a CPU): these figures are not for publication"
             )
         if stolen:
             lines.append(
-                f"in {stolen} of {len(runs)} runs the hypervisor withheld over {STOLEN_SHARE:.0%} of a CPU"
+                f"in {stolen} of {len(every)} runs the hypervisor withheld over {STOLEN_SHARE:.0%} of a CPU"
             )
         for figure in self.figures:
             opened = [run.upstream_connections for run in figure.runs]
@@ -137,6 +142,7 @@ class Results:
             "warnings": self.warnings(),
             "valid": self.valid,
             "load": figures,
+            "handshakes": [asdict(one) for one in self.handshakes],
             "idle": [asdict(idle) for idle in self.idle],
             "ready": [asdict(ready) for ready in self.ready],
         }
@@ -163,6 +169,11 @@ class Results:
             data["absent"],
             data["broken"],
             figures,
+            [_handshakes(entry) for entry in data.get("handshakes", ())],  # older files have none
             [Idle(**idle) for idle in data["idle"]],
             [Ready(**ready) for ready in data["ready"]],
         )
+
+
+def _handshakes(entry: dict[str, Any]) -> Handshakes:
+    return Handshakes(**{**entry, "runs": [handshakes.Run(**run) for run in entry["runs"]]})

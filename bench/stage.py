@@ -3,6 +3,7 @@
 plain   client -> proxy -> backend
 mesh    client -> proxy (out, svc-a) -> mutual TLS 1.3 -> proxy (in, svc-b) -> backend
 in      client -> mutual TLS 1.3 -> proxy (in, svc-b) -> backend
+handshake   the same, with a new connection for each request
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ from bench.processes import Processes
 from bench.proxies import Hop, Proxy, Role, Unavailable
 from bench.proxies.nginx import BODY, backend, large_body
 
-Topology = Literal["plain", "mesh", "in"]
+Topology = Literal["plain", "mesh", "in", "handshake"]
 # From the client's side to the backend's.
-HOPS: Final[dict[Topology, tuple[Role, ...]]] = {"plain": ("plain",), "mesh": ("out", "in"), "in": ("in",)}
+HOPS: Final[dict[Topology, tuple[Role, ...]]] = {
+    "plain": ("plain",),
+    "mesh": ("out", "in"),
+    "in": ("in",),
+    "handshake": ("in",),
+}
 HOST: Final = "svc-b"  # the Host of every request: what fastmesh's outbound listener routes by
 READY_SECONDS: Final = 20.0
 
@@ -88,7 +94,7 @@ def run_proxy(
             group = Processes(f"{proxy.name} {role}", argv, cpus, place / "log")
             processes.append(stack.enter_context(group))
             upstream = listen
-        identity = proxy.identity("svc-a") if topology == "in" else None
+        identity = proxy.identity("svc-a") if HOPS[topology][0] == "in" else None
         _wait(upstream, processes, identity, proxy.name)
         actor = Actor(proxy, topology, upstream, processes, time.monotonic() - began)
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bench import handshakes
+from bench.handshakes import Handshakes
 from bench.load import Run, Scenario
 from bench.report import markdown
 from bench.results import Figure, Results
@@ -45,7 +47,7 @@ def run(number: int, cpu: float, **changes: Any) -> Run:
 def results(*figures: Figure) -> Results:
     versions = {figure.proxy: "1" for figure in figures}
     made = Results(MACHINE, {"rounds": 3, "seconds": 1}, versions, figures=list(figures))
-    made.compare_to_floor()
+    made.compare()
     return made
 
 
@@ -98,3 +100,33 @@ def test_the_results_file_holds_everything() -> None:
     again = Results.from_json(json.loads(json.dumps(made.to_json())))
     assert again.figures == made.figures
     assert markdown(again) == markdown(made)
+
+
+def made_handshakes(proxy: str, *costs: float, **changes: Any) -> Handshakes:
+    runs = [handshakes.Run(number, 100, cost, 0.0, 0.0) for number, cost in enumerate(costs)]
+    return Handshakes(proxy, "resumed", runs, **changes)
+
+
+def test_handshakes_are_compared_within_a_round() -> None:
+    made = results()
+    made.versions = {"haproxy": "1", "fastmesh": "1", "nginx": "1"}
+    made.handshakes = [
+        made_handshakes("haproxy", 400.0, 1200.0, 400.0),
+        made_handshakes("fastmesh", 200.0, 600.0, 400.0),
+        made_handshakes("nginx", 400.0, failures=["sessions are not resumed as asked"]),
+    ]
+    made.compare()
+    assert made.handshakes[1].ratios == [0.5, 0.5, 1.0]
+    text = markdown(made)
+    assert "| **fastmesh** | – | – | – | 400 | 0.50 | 0.50–1.00 |" in text
+    assert "✗ sessions are not resumed as asked" in text
+    assert not made.valid
+    again = Results.from_json(json.loads(json.dumps(made.to_json())))
+    assert again.handshakes == made.handshakes
+    assert markdown(again) == text
+
+
+def test_a_file_from_before_handshakes_can_be_read() -> None:
+    data = results(Figure(SCENARIO, "proxy", [run(0, 15.0)])).to_json()
+    del data["handshakes"]
+    assert Results.from_json(data).handshakes == []
