@@ -120,6 +120,7 @@ def test_old_and_new_protocols(serve: Serve, upstream: Serving, shop: Shop) -> N
 
 
 def test_sessions_are_resumed(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    """Each connection brings the ticket for the next one: a browser uses none twice."""
     pairs = [shop.issue("one", "one.example"), shop.issue("two", "two.example")]
     config = edge(upstream(answering(b"hello")).address[1], {"certificates": pairs}, protocol="http")
     serve(config, workers=2)
@@ -130,6 +131,7 @@ def test_sessions_are_resumed(serve: Serve, upstream: Serving, shop: Shop) -> No
             with dial(address_of(config), context, name, session=session) as sock:
                 assert ask(sock)
                 assert sock.session_reused == (number > 0)
+                assert sock.session != session
                 session = sock.session
 
 

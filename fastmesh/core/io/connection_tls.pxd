@@ -14,7 +14,9 @@ from fastmesh.core.io.state cimport (
     C_BULK, C_DEAD, C_EARLY, C_EOF, C_HANDSHAKE, C_OLD_TRUST, C_PAUSED, C_RDHUP, C_READABLE, C_TRUNCATED, C_UPSTREAM,
     C_WRITABLE, Conn, INPUT_BUDGET, INPUT_SCRATCH, WIRE_SCRATCH, Worker,
 )
-from fastmesh.core.sys.posix cimport EAGAIN, EINTR, MSG_NOSIGNAL, c_recv, c_send, errno
+from fastmesh.core.sys.posix cimport (
+    EAGAIN, EINTR, IPPROTO_TCP, MSG_NOSIGNAL, TCP_QUICKACK, c_recv, c_send, errno, setsockopt,
+)
 from fastmesh.core.traffic.counters cimport (
     K_BYTES_DOWNSTREAM_OUT, K_BYTES_UPSTREAM_OUT, K_IMPOSSIBLE, K_TLS_FAILED_DOWNSTREAM, K_TLS_FAILED_UPSTREAM,
     K_TLS_HANDSHAKES_DOWNSTREAM, K_TLS_HANDSHAKES_UPSTREAM, K_TLS_RESUMED_DOWNSTREAM, K_TLS_RESUMED_UPSTREAM,
@@ -65,7 +67,9 @@ cdef inline void conn_fail_tls(Worker *w, Conn *c, int reason) noexcept nogil:
 
 cdef inline bint _handshake(Worker *w, Conn *c) noexcept nogil:
     """Drive the handshake with the ciphertext at hand. True: done just now or before."""
+    cdef int one = 1
     cdef int r
+    cdef bint told
     if not c.flags & C_HANDSHAKE:
         return True
     w.tls.out_len = 0
@@ -79,11 +83,15 @@ cdef inline bint _handshake(Worker *w, Conn *c) noexcept nogil:
     if r < 0:
         conn_fail_tls(w, c, -r)
         return False
+    told = w.tls.out_len > 0
     if conn_send_wire(w, c) < 0:
         conn_fail_io(w, c, errno)
         return False
     if r == 0:
         return False
+    if not told and w.tls.in_len == 0 and not c.flags & C_UPSTREAM:
+        # No ticket carries our ACK back: a client with Nagle's algorithm would keep its request for 40 ms.
+        setsockopt(c.src.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(int))
     if c.flags & C_OLD_TRUST:
         r = conn_denied(w, c)
         if r:

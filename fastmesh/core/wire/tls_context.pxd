@@ -182,13 +182,16 @@ cdef inline SSL_TICKET_RETURN _ticket_read(
     SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t name_len, SSL_TICKET_STATUS status, void *arg
 ) noexcept nogil:
     """Server: a ticket of ours is used only if its peer would still be let in; else a full handshake follows."""
+    cdef TlsPolicy *policy = tls_policy(SSL_get_SSL_CTX(ssl))
     if status != SSL_TICKET_SUCCESS and status != SSL_TICKET_SUCCESS_RENEW:
         return SSL_TICKET_RETURN_IGNORE_RENEW
-    if not tls_session_usable(tls_policy(SSL_get_SSL_CTX(ssl)), session, NULL, 0):
+    if not tls_session_usable(policy, session, NULL, 0):
         return SSL_TICKET_RETURN_IGNORE_RENEW
     # To make a ticket costs as much as most of the handshake it saves. Nothing is hidden by using one only once
-    # between peers that prove who they are, so a young one is used again - unless its key goes next.
-    if status == SSL_TICKET_SUCCESS and now_seconds() - SSL_SESSION_get_time(session) < TLS_TICKET_SECONDS // 2:
+    # between peers that prove who they are, so a young one is used again - unless its key goes next. The public uses
+    # tickets once (RFC 8446 C.4): it gets a new one each time.
+    if not policy.public and status == SSL_TICKET_SUCCESS and (
+            now_seconds() - SSL_SESSION_get_time(session) < TLS_TICKET_SECONDS // 2):
         return SSL_TICKET_RETURN_USE
     return SSL_TICKET_RETURN_USE_RENEW
 
