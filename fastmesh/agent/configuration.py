@@ -1,7 +1,7 @@
 """The configuration's way through the agent: asked for, loaded beside it, handed to the supervisor.
 
-The identity in it goes the same way, alone when only it has changed; one load at a time, so that numbers and
-rows of one snapshot follow from those of the one before.
+The parts of it that are made of files (`host.parts`) go the same way, alone when only those have changed; one
+load at a time, so that numbers and rows of one snapshot follow from those of the one before.
 
 Standard library only and without asyncio: it is at work before the rest of the agent has been imported.
 """
@@ -16,15 +16,19 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from fastmesh.host.channel import Frame, encode
+from fastmesh.host.parts import with_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from fastmesh.agent.state import State
     from fastmesh.host.channel import Channel
 
 # Below the 30 s that the supervisor waits, so that it learns the reason.
 TIMEOUT_S: Final = 25.0
+
+# Of each part that was loaded alone: accepted, unchanged or rejected, and why.
+Outcomes = dict[str, tuple[str, str]]
 
 
 class Loading:
@@ -80,11 +84,10 @@ class Configuration:
         self._state = state
         self._workers: int | None = None
         self._again = False
-        self._identity_wanted = False
-        self._identity_only = False
-        # Called with what became of an identity that was loaded alone: accepted, unchanged or rejected, and
-        # why.
-        self.on_identity: Callable[[str, str], None] | None = None
+        self._wanted: set[str] = set()
+        # What is being loaded: these parts, or the file.
+        self._parts: set[str] = set()
+        self.on_parts: Callable[[Outcomes], None] | None = None
 
     def adopt(self, message: Mapping[str, Any]) -> None:
         """Note which file is meant, from any message that says it."""
@@ -98,18 +101,17 @@ class Configuration:
             self._again = True
             return
         self._again = False
-        self._start(identity_only=False)
+        self._start(set())
 
-    def load_identity(self) -> None:
-        """Begin to load the identity alone; or after the load under way."""
-        if self.loading is not None:
-            self._identity_wanted = True
-            return
-        self._identity_wanted = False
-        self._start(identity_only=True)
+    def load_parts(self, names: Iterable[str]) -> None:
+        """Begin to load these parts alone; or after the load under way."""
+        self._wanted.update(names)
+        if self.loading is None:
+            wanted, self._wanted = self._wanted, set()
+            self._start(wanted)
 
-    def _start(self, identity_only: bool) -> None:
-        self._identity_only = identity_only
+    def _start(self, parts: set[str]) -> None:
+        self._parts = parts
         current = self._state.snapshot
         request = {
             "config": self._state.config,
@@ -118,7 +120,8 @@ class Configuration:
             "digest": current["digest"] if current else None,
             "slots": dict(self._state.services()),
             "rule_slots": {"/".join(key): row for *key, row in self._state.rules()},
-            "snapshot": current if identity_only else None,
+            "snapshot": current if parts else None,
+            "parts": sorted(parts),
         }
         try:
             self.loading = Loading(request)
@@ -143,8 +146,8 @@ class Configuration:
             self._refuse(f"{self._state.config}: the loader ended without a result")
         if self._again:
             self.load()
-        elif self._identity_wanted:
-            self.load_identity()
+        elif self._wanted:
+            self.load_parts(())
         return True
 
     def _refuse(self, message: str) -> None:
@@ -152,8 +155,8 @@ class Configuration:
         self._deliver(Frame(encode({"type": "config_error", "errors": [message], "initial": initial}), []))
 
     def _deliver(self, result: Frame) -> None:
-        if self._identity_only:
-            self._deliver_identity(result)
+        if self._parts:
+            self._deliver_parts(result)
             return
         state = self._state
         first = state.snapshot is None
@@ -173,24 +176,26 @@ class Configuration:
         if not first:
             state.reloads[outcome] += 1
 
-    def _deliver_identity(self, result: Frame) -> None:
-        """What the supervisor hears of is a new identity; the rest is the rotation's to tell."""
-        outcome, why = "unchanged", ""
-        if result.type == "identity":
+    def _deliver_parts(self, result: Frame) -> None:
+        """What the supervisor hears of are new parts; the rest is the rotation's to tell."""
+        message = result.message
+        outcomes: Outcomes = dict.fromkeys(self._parts, ("unchanged", ""))
+        if result.type == "parts":
             current = self._state.snapshot
-            new = {key: result.message[key] for key in ("number", "digest", "identity")}
-            if current is None or new["number"] != current["number"] + 1:
-                # The snapshot that it was made for could not be put to use.
-                self.load_identity()
+            if current is None or message["number"] != current["number"] + 1:
+                # The snapshot that they were made for could not be put to use.
+                self.load_parts(self._parts)
                 return
             self._channel.send(result.body)
-            self._state.take_snapshot({**current, **new})
-            outcome = "accepted"
+            new = {key: message[key] for key in ("number", "digest")}
+            self._state.take_snapshot(with_parts(current, message["parts"]) | new)
+            outcomes |= dict.fromkeys(message["parts"], ("accepted", ""))
         elif result.type != "unchanged":
-            outcome = "rejected"
-            why = result.message.get("message") or "; ".join(result.message.get("errors", ()))
-        if self.on_identity is not None:
-            self.on_identity(outcome, why)
+            why = message.get("message") or "; ".join(message.get("errors", ()))
+            outcomes = dict.fromkeys(self._parts, ("rejected", why))
+        outcomes |= {name: ("rejected", why) for name, why in message.get("refused", {}).items()}
+        if self.on_parts is not None:
+            self.on_parts(outcomes)
 
     def close(self) -> None:
         if self.loading is not None:

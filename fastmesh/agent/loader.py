@@ -1,12 +1,13 @@
-"""Reads a configuration, or an identity alone, in a process of its own:
+"""Reads a configuration, or parts of one alone, in a process of its own:
 `python -m fastmesh.agent.loader RESULT_FD < request`.
 
 The request is a JSON object: the file (`config`, absolute), `workers` (null: as the file says), the `number`
 that the snapshot gets, and of the snapshot in use its `digest`, `slots` and `rule_slots`. The result is the
 body of the frame that goes to the supervisor: "snapshot", "unchanged", "config_error" or "pki_error".
-With a `snapshot` in the request (the one in use, without its keys) only its identity is read anew, and
-everything else stays as it is: the file may be in the middle of somebody's work. The result is "identity"
-then, with what is new in the snapshot: the supervisor has the rest, and its keys.
+With a `snapshot` in the request (the one in use, without its keys) only the files of those of its `parts` are
+read anew, and everything else stays as it is: the configuration may be in the middle of somebody's work. The
+result is "parts" then, with those that are new: the supervisor has the rest, and its keys. Why others may not
+become new is in `refused`, of "unchanged" as well.
 
 A process that ends gives all its memory back, cannot be slowed down by the agent, and may be killed when a
 name server does not answer. It ends with the agent, too: nobody is left to wait for its result.
@@ -32,7 +33,7 @@ def load(request: dict[str, Any]) -> bytes:
 
     try:
         if request.get("snapshot"):
-            return _renewed(request)
+            return _parts(request)
         snapshot = make_snapshot(
             load(Path(request["config"])),
             request["number"],
@@ -54,19 +55,44 @@ def load(request: dict[str, Any]) -> bytes:
     return snapshot_frame(encode(snapshot))
 
 
-def _renewed(request: dict[str, Any]) -> bytes:
-    """What the snapshot is with the identity that its directory holds now."""
-    from fastmesh.config.snapshot import digest_of, identity_of
+def _parts(request: dict[str, Any]) -> bytes:
+    """What becomes of parts of the snapshot with what their files hold now."""
+    from fastmesh.certs.errors import PkiError
+    from fastmesh.config.snapshot import digest_of
+    from fastmesh.host.parts import only, with_parts
 
     snapshot = request["snapshot"]
-    before = snapshot["identity"]
-    identity = identity_of(
-        Path(before["pki"]), before["workload"], snapshot["trust_domain"], before["spiffe_id"]
-    )
-    digest = digest_of({**snapshot, "identity": identity})
-    if digest == request["digest"]:
-        return encode({"type": "unchanged"})
-    return encode({"type": "identity", "number": request["number"], "digest": digest, "identity": identity})
+    new: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name in request["parts"]:
+        before = only(snapshot, name)
+        if not before:  # a reload has taken it away
+            continue
+        try:
+            found = {name: _part(name, before, snapshot["trust_domain"], Path(request["config"]).parent)}
+        except PkiError as error:
+            refused[name] = str(error)
+            continue
+        if digest_of(with_parts(before, found)) != digest_of(before):
+            new |= found
+    if not new:
+        return encode({"type": "unchanged", "refused": refused})
+    digest = digest_of(with_parts(snapshot, new))
+    number = request["number"]
+    return encode({"type": "parts", "number": number, "digest": digest, "parts": new, "refused": refused})
+
+
+def _part(name: str, before: dict[str, Any], trust_domain: str | None, home: Path) -> dict[str, Any]:
+    """One part as its files have it now. Raises PkiError if they may not be used."""
+    from fastmesh.config.snapshot import identity_of
+    from fastmesh.config.tls_files import again
+    from fastmesh.host.parts import IDENTITY, owners
+
+    if name != IDENTITY:
+        ((_, owner),) = owners(before)
+        return again(owner, home)
+    identity = before[IDENTITY]
+    return identity_of(Path(identity["pki"]), identity["workload"], trust_domain, identity["spiffe_id"])
 
 
 def _end_with_reader(result_fd: int) -> None:

@@ -1,12 +1,14 @@
-"""The identity's rotation: notices what becomes of its files, has it renewed in time, says loudly if it ends.
+"""The rotation of certificates: notices what becomes of their files, has the identity renewed in time, says
+loudly if one ends.
 
 `tick` is called twice a second and never waits. Three things, each of its own:
 
-  - It watches the entry of the workload. What changes there, by our renewal or by somebody else (another
-    host's authority, cert-manager, a mounted secret, `certs revoke`), is loaded and proven by the loader
-    once it has stopped changing, and used only if it is proven; else the one in use stays.
-  - It renews from the authority in the same directory, if there is one, in a process of its own.
-  - It says how far the certificate's life has come, once for each stage.
+  - It watches the entry of the workload, and the files of each listener and service with ordinary TLS. What
+    changes there, by our renewal or by somebody else (another host's authority, cert-manager, an ACME
+    client, a mounted secret, `certs revoke`), is loaded and proven by the loader once it has stopped
+    changing, and used only if it is proven; else the one in use stays. Each of these parts stands alone.
+  - It renews the identity from the authority in the same directory, if there is one, in a process of its own.
+  - It says how far the certificates' lives have come, once for each stage.
 
 Times of certificates are compared with the wall clock in every tick, so that a clock that jumps is noticed;
 waiting after a failure is measured on the monotonic clock.
@@ -14,7 +16,6 @@ waiting after a failure is measured on the monotonic clock.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -23,26 +24,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastmesh.agent.life import Life, Stage, span, stage_of
 from fastmesh.agent.state import ROTATE
+from fastmesh.agent.watch import RETRY_LOAD_S, Watch, is_in_use, places_of
+from fastmesh.host.parts import IDENTITY, spoken
 
 if TYPE_CHECKING:
-    from fastmesh.agent.configuration import Configuration
+    from fastmesh.agent.configuration import Configuration, Outcomes
     from fastmesh.agent.state import State
 
 POLL_S: Final = 0.5
 # An authority's lock is waited for by `certs` for 30 s.
 RENEWAL_TIMEOUT_S: Final = 45.0
-RETRY_LOAD_S: Final = 2.0
-RETRY_LOAD_MOST_S: Final = 60.0
-FILES: Final = ("certificate.pem", "key.pem", "bundle.pem", "federated.json", "revoked.json")
-_PLACES: Final = ("", "current", "..data", *FILES)
 _MAX_WORDS: Final = 4096
-
-Print = tuple[object, ...]
 
 
 class Rotation:
@@ -61,14 +59,10 @@ class Rotation:
         self._say = say
         self._clock = clock
         self._steady = steady
-        configuration.on_identity = self._loaded_identity
-        # What of the entry was loaded last, and what it was at the last look.
-        self._taken: Print | None = None
-        self._seen: Print | None = None
-        self._loading = False
-        self._rejections = 0
-        self._load_again_at = 0.0
-        self._said = ""
+        configuration.on_parts = self._loaded
+        # By the names of the parts, of this snapshot.
+        self._watches: dict[str, Watch] = {}
+        self._watched: Mapping[str, Any] | None = None
         # The certificate that all below is about.
         self._certificate = ""
         self._life: Life | None = None
@@ -77,27 +71,28 @@ class Rotation:
         self._renewing: Life | None = None  # of the certificate that it began with
         self._failures = 0
         self._retry_at = 0.0
-        # What was said of the issuer and the root last: the end, and how far they had come.
-        self._authorities: dict[str, tuple[int, Stage]] = {}
+        # What was said of those that others replace: the end, and how far they had come.
+        self._told: dict[str, tuple[int, Stage]] = {}
 
     def tick(self) -> None:
         """Look at everything once."""
-        identity = (self._state.snapshot or {}).get("identity")
+        identity = (self._state.snapshot or {}).get(IDENTITY)
         if self._renewal is not None and self._renewal.ended(self._steady()):
             self._renewed(self._renewal)
-        if not identity or not identity.get("pki"):
-            return
-        if identity["certificate"] != self._certificate:
-            self._begin(identity)
-        assert self._life is not None
-        self._watch(identity)
-        self._renew(identity, self._life)
-        self._tell(identity, self._life)
-        self._tell_of_authorities(identity["spiffe_id"])
+        own = identity if identity and identity.get("pki") else None
+        if own is not None and own["certificate"] != self._certificate:
+            self._begin(own)
+        self._watch()
+        if own is not None:
+            assert self._life is not None
+            self._renew(own, self._life)
+            self._tell(own, self._life)
+        self._tell_of_others()
 
     def look_again(self) -> None:
         """The snapshot in use is another one than was made last: what was loaded may not be in it."""
-        self._taken = None
+        for watch in self._watches.values():
+            watch.forget()
 
     def close(self) -> None:
         """End a renewal under way: it may be killed between any two of its writes."""
@@ -119,54 +114,67 @@ class Rotation:
 
     # the files
 
-    def _watch(self, identity: Mapping[str, Any]) -> None:
-        entry = entry_of(identity)
-        seen = fingerprint(entry)
-        if self._taken is None:
-            # The first look. What was loaded before it may be something else by now.
-            self._taken = seen if _is_in_use(entry, identity) else ()
-            self._seen = seen
-        still, self._seen = seen == self._seen, seen
-        if self._loading or not still:  # perhaps in the middle of being written
+    def _watch(self) -> None:
+        snapshot, home = self._state.snapshot, self._home
+        if snapshot is None:
             return
-        again = self._rejections and self._steady() >= self._load_again_at
-        if seen != self._taken or again:
-            self._load(seen)
+        if snapshot is not self._watched:
+            known = self._watches
+            self._watches = {}
+            for name, places in places_of(snapshot, home):
+                watch = known.get(name)
+                same = watch is not None and watch.places == places
+                self._watches[name] = watch if watch is not None and same else Watch(name, places)
+            self._watched = snapshot
+            self._note_errors()
+        due = [
+            name
+            for name, watch in self._watches.items()
+            if watch.due(partial(is_in_use, snapshot, name, home), self._steady())
+        ]
+        if due:
+            self._load(*due)
 
-    def _load(self, seen: Print) -> None:
-        self._taken = seen
-        self._loading = True
-        self._configuration.load_identity()
+    @property
+    def _home(self) -> Path:
+        return Path(self._state.config).parent
 
-    def _loaded_identity(self, outcome: str, why: str) -> None:
-        """What became of it: the configuration's word."""
-        state = self._state
-        self._loading = False
-        state.identity_reloads[outcome] += 1
-        state.identity_error = why
-        if outcome == "rejected":
-            # Not only when the files change again: the clock, memory or the disk may have been the reason.
-            delay = min(RETRY_LOAD_S * 2.0 ** min(self._rejections, 16), RETRY_LOAD_MOST_S)
-            self._rejections += 1
-            self._load_again_at = self._steady() + delay
-            if why != self._said:
-                self._say(f"warning: the identity on disk is not taken over, the one in use stays: {why}")
-            self._said = why
-            return
-        if self._said:
-            self._say("the identity on disk is good again")
-        self._rejections, self._said = 0, ""
-        if outcome == "accepted" and state.snapshot is not None:
-            identity = state.snapshot["identity"]
-            left = span(identity["not_after"] - self._clock())
-            self._say(
-                f"new identity of {identity['spiffe_id']}, for {left}: snapshot {state.snapshot['number']}"
-            )
+    def _load(self, *names: str) -> None:
+        for name in names:
+            self._watches[name].begin()
+        self._configuration.load_parts(names)
+
+    def _loaded(self, outcomes: Outcomes) -> None:
+        """What became of them: the configuration's word."""
+        for name, (outcome, why) in sorted(outcomes.items()):
+            counts = self._state.identity_reloads if name == IDENTITY else self._state.tls_reloads
+            counts[outcome] += 1
+            watch = self._watches.get(name)
+            if watch is not None and (line := watch.ended(outcome, why, self._steady())):
+                self._say(line)
+            if outcome == "accepted":
+                self._say_new(name)
+        self._note_errors()
+
+    def _note_errors(self) -> None:
+        self._state.part_errors = {name: watch.error for name, watch in self._watches.items() if watch.error}
+
+    def _say_new(self, name: str) -> None:
+        snapshot = self._state.snapshot
+        assert snapshot is not None
+        if name == IDENTITY:
+            identity = snapshot[IDENTITY]
+            what, ends = f"identity of {identity['spiffe_id']}", [identity["not_after"]]
+        else:
+            what = f"TLS of {spoken(name)}"
+            ends = [one.end for one in self._state.tls_certificates() if one.part == name]
+        left = f", for {span(min(ends) - self._clock())}" if ends else ""
+        self._say(f"new {what}{left}: snapshot {snapshot['number']}")
 
     # the renewal
 
     def _renew(self, identity: Mapping[str, Any], life: Life) -> None:
-        if self._renewal is not None or self._loading or self._steady() < self._retry_at:
+        if self._renewal is not None or self._steady() < self._retry_at or self._watches[IDENTITY].loading:
             return
         if not life.due(self._clock()) or not has_authority(identity):
             return
@@ -192,8 +200,8 @@ class Rotation:
             self._state.renewal_error = ""
             # Until the new one is in use; if it cannot be, a next one is tried.
             self._retry_at = self._steady() + (life.backoff(8) if life is not None else RETRY_LOAD_S)
-        if self._state.snapshot is not None and self._state.snapshot["identity"]:
-            self._load(fingerprint(entry_of(self._state.snapshot["identity"])))
+        if IDENTITY in self._watches:
+            self._load(IDENTITY)
 
     def _failed(self, why: str) -> None:
         self._state.renewals["failed"] += 1
@@ -236,21 +244,25 @@ class Rotation:
                 "clock of this host right?"
             )
 
-    def _tell_of_authorities(self, name: str) -> None:
-        """They have to be replaced by somebody, long before the certificates under them cannot be renewed."""
+    def _tell_of_others(self) -> None:
+        """What somebody else has to replace: those above our certificate long before it cannot be renewed."""
         now = self._clock()
-        for kind, begin, end in self._state.authorities():
-            said = (end, stage_of(begin, end, now))
-            if self._authorities.get(kind, (end, Stage.FINE)) != said and said[1] in (
-                Stage.WARNING,
-                Stage.URGENT,
-            ):
-                level = "warning" if said[1] == Stage.WARNING else "error"
-                left = span(end - now)
-                self._say(
-                    f"{level}: the {kind} above the certificate of {name} ends in {left}; {ROTATE[kind]}"
-                )
-            self._authorities[kind] = said
+        identity = (self._state.snapshot or {}).get(IDENTITY) or {}
+        ends = [
+            (f"the {kind} above the certificate of {identity['spiffe_id']}", begin, end, f"; {ROTATE[kind]}")
+            for kind, begin, end in self._state.authorities()
+        ]
+        ends += [(one.what, one.begin, one.end, "") for one in self._state.tls_certificates()]
+        told: dict[str, tuple[int, Stage]] = {}
+        for what, begin, end, remedy in ends:
+            stage = stage_of(begin, end, now)
+            told[what] = (end, stage)
+            if stage == Stage.FINE or self._told.get(what) == told[what]:
+                continue
+            level = "warning" if stage == Stage.WARNING else "error"
+            how_far = "IS OVER" if stage == Stage.OVER else f"ends in {span(end - now)}"
+            self._say(f"{level}: {what} {how_far}{remedy}")
+        self._told = told
 
 
 class Renewal:
@@ -309,46 +321,9 @@ class Renewal:
             self._output = -1
 
 
-def entry_of(identity: Mapping[str, Any]) -> Path:
-    """The directory of the workload's files."""
-    return Path(identity["pki"], "workloads", identity["workload"])
-
-
 def has_authority(identity: Mapping[str, Any]) -> bool:
     """Whether the authority that renews is in the same directory."""
     try:
         return Path(identity["pki"], "ca", "issuer").is_dir()
     except OSError:  # not ours to look at
         return False
-
-
-def fingerprint(entry: Path) -> Print:
-    """What changes when anything about the files of an entry does: the links that are followed, inodes,
-    times and sizes."""
-    prints: list[object] = []
-    for place in _PLACES:
-        try:
-            found = (entry / place).stat()
-        except OSError as error:
-            prints.append(error.errno)
-        else:
-            prints.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-    return tuple(prints)
-
-
-def _is_in_use(entry: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether the public part of the entry is what the snapshot has."""
-    # Not at the top: an agent without an identity does without. Read as the loader reads: nothing that stands
-    # there (a FIFO, an endless file) can hold it up.
-    from fastmesh.certs import files, store
-
-    with contextlib.suppress(OSError, store.PkiError):
-        found = files.read_entry(entry, (store.CERTIFICATE, store.BUNDLE), (store.FEDERATED, store.REVOKED))
-        there = {
-            "certificate": found[store.CERTIFICATE],
-            "bundle": found[store.BUNDLE],
-            "federated": store.read_federated(found.get(store.FEDERATED), "", ""),
-            "revoked": [*store.read_revoked(found.get(store.REVOKED), "")],
-        }
-        return all(identity[key] == value for key, value in there.items())
-    return False

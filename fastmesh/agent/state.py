@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from fastmesh.agent.life import Life, Stage, span, stage_of
+from fastmesh.host.parts import IDENTITY, blocks, owners, spoken
 from fastmesh.host.secrets import redact
 
 ROTATE: Final = {"issuer": "run: fastmesh certs rotate-issuer", "root": "run: fastmesh certs rotate-root"}
@@ -22,6 +23,19 @@ class Worker(NamedTuple):
     state: str  # starting, ready, draining, dead
     restarts: int
     refused: str = ""  # why it does not use the newest snapshot
+
+
+class TlsCertificate(NamedTuple):
+    """A certificate of ordinary TLS, by the name of its file; the beginning and the end are Unix seconds."""
+
+    part: str
+    file: str
+    begin: int
+    end: int
+
+    @property
+    def what(self) -> str:
+        return f"the certificate {self.file!r} of {spoken(self.part)}"
 
 
 class State:
@@ -39,9 +53,10 @@ class State:
         self.reloads = {"accepted": 0, "unchanged": 0, "rejected": 0, "refused": 0}
         # Why the newest configuration is not in use; empty when it is.
         self.errors: list[str] = []
-        # Identities loaded alone, because their files had changed, and why the newest is not in use.
+        # Parts loaded alone, because their files had changed, and why the newest of a part is not in use.
         self.identity_reloads = {"accepted": 0, "unchanged": 0, "rejected": 0}
-        self.identity_error = ""
+        self.tls_reloads = dict(self.identity_reloads)
+        self.part_errors: dict[str, str] = {}
         self.renewals = {"succeeded": 0, "failed": 0}
         self.renewal_error = ""
 
@@ -107,6 +122,16 @@ class State:
             if f"{kind}_not_before" in identity
         ]
 
+    def tls_certificates(self) -> list[TlsCertificate]:
+        """Those that listeners and services show, each once for each of them."""
+        found = {
+            (name, block["files"]["certificate"]): (block["not_before"], block["not_after"])
+            for name, owner in owners(self.snapshot or {})
+            for block in blocks(owner)
+            if "not_after" in block
+        }
+        return [TlsCertificate(*place, *times) for place, times in found.items()]
+
     @property
     def workload(self) -> str:
         return str((self.snapshot or {}).get("workload") or "")
@@ -119,6 +144,21 @@ class State:
             for worker in self.workers
             if worker.refused and worker.state == "ready"
         ]
+        found += self._identity_warnings(now)
+        for one in self.tls_certificates():
+            stage = stage_of(one.begin, one.end, now)
+            if stage != Stage.FINE:
+                left = one.end - now
+                found.append(
+                    f"{one.what} " + (f"ends in {span(left)}" if left > 0 else f"is over for {span(-left)}")
+                )
+        for name, why in self.part_errors.items():
+            what = "identity" if name == IDENTITY else f"TLS of {spoken(name)}"
+            found.append(f"the {what} on disk is not taken over: {why}")
+        return found
+
+    def _identity_warnings(self, now: float) -> list[str]:
+        found: list[str] = []
         identity = (self.snapshot or {}).get("identity") or {}
         if "not_after" not in identity:
             return found
@@ -137,8 +177,6 @@ class State:
                 found.append(f"the {kind} ends in {span(end - now)}; {ROTATE[kind]}")
         if self.renewal_error:
             found.append(f"the certificate could not be renewed: {self.renewal_error}")
-        if self.identity_error:
-            found.append(f"the identity on disk is not taken over: {self.identity_error}")
         return found
 
     def not_ready(self, now: float | None = None) -> list[str]:

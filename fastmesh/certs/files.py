@@ -22,6 +22,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -44,6 +45,8 @@ _LINKS = (CURRENT, "..data")
 MAX_FILE = 4 * 1024 * 1024
 LOCK_SECONDS = 30.0
 
+# A block of PEM (RFC 7468 2), by its label.
+_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[^-]*(?:-(?!----)[^-]*)*-----END \1-----(?:\r?\n)?")
 _LOCK = ".fastmesh-lock"
 _VERSION = ".v-"
 # Not shorter: the directory may be somebody's own (`--pki .`), and what is called so is removed.
@@ -198,9 +201,27 @@ def read_text(path: Path, limit: int | None = MAX_FILE, *, private: bool = False
     `read_entry`."""
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _read_at(fd, path.name, path, limit, private=private)
+        return _text(_read_at(fd, path.name, path, limit, private=private or is_private(path.name)), path)
     finally:
         os.close(fd)
+
+
+def read_pem(path: Path) -> str:
+    """A file that somebody else keeps, anywhere, with whatever stands in it: PEM is judged by its readers.
+    Raises as `read_entry`, but for no mode."""
+    data = _read_at(None, str(path), path, private=False)
+    return data.decode("ascii", "replace").replace("\0", "\ufffd")
+
+
+def certificates_in(pem: str) -> str:
+    """The certificates of such a file, without what else stands in it: a key, as others have them in one."""
+    return "".join(block[0] for block in _BLOCK.finditer(pem) if block[1].endswith("CERTIFICATE"))
+
+
+def is_cut_off(pem: str) -> bool:
+    """Whether such a file ends in the middle of something."""
+    rest = _BLOCK.sub("", pem)
+    return "-----BEGIN " in rest or rest.rpartition("\n")[2].startswith("-")
 
 
 @contextlib.contextmanager
@@ -354,7 +375,7 @@ def _open_version(entry: Path) -> int:
 
 def _read_in(version: int, name: str, entry: Path) -> str:
     try:
-        return _read_at(version, name, entry / name)
+        return _text(_read_at(version, name, entry / name, private=is_private(name)), entry / name)
     except FileNotFoundError:
         # A key that was never here (a signing request) is put beside the links, not into the version.
         if not is_private(name) or _target(entry / name) is not None:
@@ -373,9 +394,16 @@ def _is_current(entry: Path, fd: int) -> bool:
         os.close(now)
 
 
+def _text(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PkiError(f"{path} is no text file") from None
+
+
 def _read_at(
-    directory: int, name: str, path: Path, limit: int | None = MAX_FILE, *, private: bool = False
-) -> str:
+    directory: int | None, name: str, path: Path, limit: int | None = MAX_FILE, *, private: bool
+) -> bytes:
     # O_NONBLOCK: a FIFO under this name must be an error, not a hang.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -393,7 +421,7 @@ def _read_at(
             )
         # Group read is let pass: that is how a service manager or Kubernetes (fsGroup) hands a key to a
         # service.
-        if (private or is_private(name)) and status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        if private and status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             raise PkiError(
                 f"{path} holds a private key and has mode {stat.S_IMODE(status.st_mode):04o}: others can "
                 f"{'read' if status.st_mode & stat.S_IROTH else 'change'} it",
@@ -403,9 +431,7 @@ def _read_at(
         data = bytearray()
         while chunk := os.read(fd, 256 * 1024):
             data += chunk
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise PkiError(f"{path} is no text file") from None
+        return bytes(data)
     except OSError as error:
         raise PkiError(f"{path} cannot be read: {reason(error)}") from error
     finally:

@@ -236,7 +236,7 @@ _MIN_VERSION: Final = "The oldest version of TLS that is spoken."
 class Certificate(Section, frozen=True, kw_only=True):
     """a certificate
 
-    A certificate and its key, in PEM. They are read again on SIGHUP.
+    A certificate and its key, in PEM. They are read again when they change.
     """
 
     certificate: Annotated[

@@ -1,7 +1,8 @@
 """The files of ordinary TLS: read, and judged by what the workers will judge them by, each error at its line.
 
-They are read anew with every load of the configuration, so that SIGHUP takes over what has changed; a file
-that is not right keeps the configuration in use.
+A block of the snapshot has `files`, as the configuration names them, and what is read from them: so that
+those of one listener or service can be read again when they change (`again`), without the configuration. A
+file that is not right keeps what is in use.
 """
 
 from __future__ import annotations
@@ -10,15 +11,24 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from fastmesh.certs import files
+from fastmesh.certs.errors import PkiError, reason
 from fastmesh.config.errors import ConfigError, shown
 from fastmesh.config.roles import http_only, leading_to
+from fastmesh.host.parts import BLOCKS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
     from fastmesh.config.loader import Loaded
     from fastmesh.config.positions import Where
-    from fastmesh.config.schema import Certificate, Config, Listener, ListenerTls, Service, ServiceTls
+    from fastmesh.config.schema import Config, Listener, ListenerTls, Service, ServiceTls
 
-MAX_FILE: Final = 4 << 20
+    # Takes which of the files it is, and what is wrong.
+    Complain = Callable[[str, str], None]
+
+ROOTS: Final = ("ca", "client_ca")
 
 
 class TlsFiles:
@@ -36,11 +46,11 @@ class TlsFiles:
         where = (*where, "tls")
         return {
             "tls_contexts": [
-                self._pair(one, (*where, "certificates", index))
+                self._block((*where, "certificates", index), certificate=one.certificate, key=one.key)
                 for index, one in enumerate(tls.certificates or ())
             ],
             "tls_settings": {
-                "client_ca": self._roots(tls.client_ca, (*where, "client_ca")),
+                **self._block(where, client_ca=tls.client_ca),
                 **_protocol(tls, http_only([listener])),
             },
         }
@@ -49,67 +59,98 @@ class TlsFiles:
         tls = service.tls
         if tls is None or tls.mode is not None:
             return {}
-        where = (*where, "tls")
-        pair: dict[str, str] = {}
-        if tls.certificate is not None:
-            pair = self._pair(tls, where)
         return {
             "tls_context": {
                 "server_name": tls.server_name,
-                "ca": self._roots(tls.ca, (*where, "ca")),
-                **pair,
+                **self._block((*where, "tls"), ca=tls.ca, certificate=tls.certificate, key=tls.key),
                 **_protocol(tls, http_only(leading_to(config.listeners, name))),
             }
         }
 
-    def _pair(self, pair: Certificate | ServiceTls, where: Where) -> dict[str, str]:
-        from fastmesh._core import certificate_times, tls_material_error
+    def _block(self, where: Where, **named: str | None) -> dict[str, Any]:
+        def complain(which: str, message: str) -> None:
+            place = self.loaded.positions.of((*where, which))
+            self.errors.append(ConfigError(self.loaded.name, *place, f"{which}: {message}"))
 
-        assert pair.certificate is not None and pair.key is not None  # checks.py
-        at, key_at = (*where, "certificate"), (*where, "key")
-        certificate, key = self._read(pair.certificate, at), self._read(pair.key, key_at)
-        if certificate is None or key is None:
-            return {}
-        error = tls_material_error(certificate, key, None)
-        if error is not None:
-            self._error(
-                key_at if "key" in error else at, f"{error}, expected PEM of a certificate and its key"
-            )
-            return {}
-        begin, end = certificate_times(certificate)
-        now = time.time()
-        if not begin <= now < end:
-            when = f"ended {_day(end)}" if now >= end else f"begins {_day(begin)} only"
-            self._error(
-                at, f"the certificate {shown(pair.certificate)} {when}, expected one that is valid now"
-            )
-        return {"certificate": certificate, "key": key}
+        found = {which: path for which, path in named.items() if path is not None}
+        return {"files": found, **_read(found, self.loaded.path.parent, complain)}
 
-    def _roots(self, path: str | None, where: Where) -> str | None:
-        if path is None:
-            return None
-        from fastmesh._core import tls_material_error
 
-        text = self._read(path, where)
-        if text is not None and (error := tls_material_error(None, None, text)) is not None:
-            self._error(where, f"{error}, expected PEM of the certificates to trust")
-        return text
+def again(owner: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    """The blocks of a listener or a service of a snapshot, with what their files hold now; their paths begin
+    at `home`. Raises PkiError with all that is wrong."""
+    wrong: list[str] = []
 
-    def _read(self, path: str, where: Where) -> str | None:
-        try:
-            with (self.loaded.path.parent / path).open("rb") as file:
-                data = file.read(MAX_FILE + 1)
-            if len(data) > MAX_FILE:
-                raise OSError(0, f"larger than {MAX_FILE >> 20}MiB")
-            return data.decode("ascii", "replace").replace("\0", "\ufffd")
-        except OSError as error:
-            what = f"{shown(path)} cannot be read ({error.strerror or error})"
-            self._error(where, f"{what}, expected a PEM file")
+    def anew(block: Mapping[str, Any]) -> dict[str, Any]:
+        named = block["files"]
+
+        def complain(which: str, message: str) -> None:
+            wrong.append(f"{which} {shown(named[which])}: {message}")
+
+        return {**block, **_read(named, home, complain)}
+
+    new = {
+        key: anew(owner[key]) if isinstance(owner[key], dict) else [anew(block) for block in owner[key]]
+        for key in BLOCKS
+        if key in owner
+    }
+    if wrong:
+        raise PkiError("; ".join(wrong))
+    return new
+
+
+def _read(named: Mapping[str, str], home: Path, complain: Complain) -> dict[str, Any]:
+    """What the files of one block hold."""
+    texts = {which: _text(path, home, which, complain) for which, path in named.items()}
+    found: dict[str, Any] = {which: texts[which] for which in ROOTS if texts.get(which) is not None}
+    for which, text in found.items():
+        _judge_roots(text, which, complain)
+    certificate, key = texts.get("certificate"), texts.get("key")
+    if certificate is not None and key is not None:
+        begin, end = _judge_pair(certificate, key, named["certificate"], complain)
+        found |= {"certificate": certificate, "key": key, "not_before": begin, "not_after": end}
+    return found
+
+
+def _judge_pair(certificate: str, key: str, name: str, complain: Complain) -> tuple[int, int]:
+    """When the certificate begins and ends."""
+    from fastmesh._core import certificate_times, tls_material_error
+
+    error = tls_material_error(certificate, key, None)
+    if error is not None:
+        which = "key" if "key" in error else "certificate"
+        complain(which, f"{error}, expected PEM of a certificate and its key")
+        return 0, 0
+    begin, end = certificate_times(certificate)
+    now = time.time()
+    if not begin <= now < end:
+        when = f"ended {_day(end)}" if now >= end else f"begins {_day(begin)} only"
+        complain("certificate", f"the certificate {shown(name)} {when}, expected one that is valid now")
+    return begin, end
+
+
+def _judge_roots(text: str, which: str, complain: Complain) -> None:
+    from fastmesh._core import tls_material_error
+
+    if (error := tls_material_error(None, None, text)) is not None:
+        complain(which, f"{error}, expected PEM of the certificates to trust")
+
+
+def _text(path: str, home: Path, which: str, complain: Complain) -> str | None:
+    """What workers get of a file: all of a key's, of others the certificates, which everybody may see."""
+    try:
+        text = files.read_pem(home / path)
+    except (PkiError, OSError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        complain(which, f"{shown(path)} cannot be read ({why}), expected a PEM file")
         return None
-
-    def _error(self, where: Where, message: str) -> None:
-        place = self.loaded.positions.of(where)
-        self.errors.append(ConfigError(self.loaded.name, *place, f"{where[-1]}: {message}"))
+    if which == "key":
+        return text
+    public = files.certificates_in(text)
+    if public and files.is_cut_off(text):
+        complain(which, f"{shown(path)} is cut off, expected a whole PEM file")
+        return None
+    return public
 
 
 def _protocol(tls: ListenerTls | ServiceTls, http: bool) -> dict[str, Any]:

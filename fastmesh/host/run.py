@@ -7,6 +7,7 @@ import os
 from fastmesh._core import Area
 from fastmesh.host.activation import Activation
 from fastmesh.host.channel import Frame, encode, snapshot_frame
+from fastmesh.host.parts import with_parts
 from fastmesh.host.sockets import ListenerSet
 from fastmesh.host.timers import Timers
 
@@ -50,14 +51,14 @@ class Run:
         self.snapshot: dict[str, Any] = {}
 
     def renew(self, new: Mapping[str, Any]) -> bool:
-        """Use the snapshot in use with a new identity from now on: its other keys the agent does not keep.
+        """Use the snapshot in use with new parts from now on: its other keys the agent does not keep.
 
         False: that was made for a snapshot that was not put to use, which the agent is being told.
         """
         if new["number"] != self.snapshot["number"] + 1:
             return False
-        snapshot = Frame(self.frame, []).message["snapshot"]
-        snapshot |= {key: new[key] for key in ("number", "digest", "identity")}
+        snapshot = with_parts(Frame(self.frame, []).message["snapshot"], new["parts"])
+        snapshot |= {key: new[key] for key in ("number", "digest")}
         self.take(Frame(snapshot_frame(encode(snapshot)), []))
         return True
 

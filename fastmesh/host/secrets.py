@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 
+from fastmesh.host.parts import blocks, owners
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,8 +44,5 @@ def _with_key(snapshot: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _pairs(snapshot: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if snapshot.get("identity"):
         yield snapshot["identity"]
-    for listener in snapshot.get("listeners", ()):
-        yield from listener.get("tls_contexts", ())
-    for service in snapshot.get("services", ()):
-        if "tls_context" in service:
-            yield service["tls_context"]
+    for _, owner in owners(snapshot):
+        yield from blocks(owner)

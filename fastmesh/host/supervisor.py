@@ -258,7 +258,7 @@ class Supervisor:
                 self._boot(frame)
             elif self._run.phase in ("boot", "run"):
                 self._change(frame)
-        elif frame.type == "identity":
+        elif frame.type == "parts":
             if self._run.phase in ("boot", "run", "drain") and self._run.renew(frame.message):
                 # No answer to a reload that somebody waits for.
                 self._renewed = frame.message["number"]

@@ -61,6 +61,7 @@ class Metrics(Collector):
         yield from self._services()
         yield from self._rules()
         yield from self._identity()
+        yield from self._tls()
         yield from self._log()
         yield from self._processes()
 
@@ -190,6 +191,29 @@ class Metrics(Collector):
             "identity_reloads",
             "Identities loaded because their files had changed, by what became of them.",
             [({"result": result}, count) for result, count in state.identity_reloads.items()],
+        )
+
+    def _tls(self) -> Iterator[Metric]:
+        state = self._state
+        now = time.time()
+        ends = []
+        for one in state.tls_certificates():
+            kind, _, name = one.part.partition("/")
+            ends.append(({"listener": "", "service": "", kind: name, "certificate": one.file}, one.end))
+        yield _gauge(
+            "tls_certificate_expiry_seconds",
+            "Time left for the certificates of ordinary TLS, of listeners and services; below 0 when over.",
+            [(labels, end - now) for labels, end in ends],
+        )
+        yield _gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "UNIX time at which these certificates end.",
+            ends,
+        )
+        yield _counter(
+            "tls_reloads",
+            "TLS of a listener or service loaded because its files had changed, by what became of it.",
+            [({"result": result}, count) for result, count in state.tls_reloads.items()],
         )
 
     def _log(self) -> Iterator[Metric]:

@@ -7,7 +7,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from kit.certs import Forge, plain
 from kit.limits import wait_until
 
 from fastmesh.agent import rotation
+from fastmesh.agent.configuration import Outcomes
 from fastmesh.agent.rotation import Rotation
 from fastmesh.agent.state import State
+from fastmesh.agent.watch import FILES
 from fastmesh.certs import authority, revocation
 from fastmesh.certs.errors import PkiError
 from fastmesh.config.snapshot import identity_of
@@ -40,7 +42,7 @@ class Fake:
         self.offset = 0.0
         self.state = State()
         self.loads = 0
-        self.on_identity: Callable[[str, str], None] | None = None
+        self.on_parts: Callable[[Outcomes], None] | None = None
         self.number = 0
         self.use(identity_of(pki, "svc-a", "mesh.local"))
         self.rotation = Rotation(self.state, self, self.lines.append, self.now, time.monotonic)  # type: ignore[arg-type]
@@ -58,20 +60,21 @@ class Fake:
         found: dict[str, Any] = self.state.snapshot["identity"]
         return found
 
-    def load_identity(self) -> None:
+    def load_parts(self, names: Iterable[str]) -> None:
+        assert [*names] == ["identity"]
         self.loads += 1
-        assert self.on_identity is not None
+        assert self.on_parts is not None
         try:
             found = identity_of(self.pki, "svc-a", "mesh.local")
         except PkiError as error:
-            self.on_identity("rejected", str(error))
+            self.on_parts({"identity": ("rejected", str(error))})
             return
         if {**found, "key": None} == {**self.identity, "key": None}:
-            self.on_identity("unchanged", "")
+            self.on_parts({"identity": ("unchanged", "")})
         else:
             self.use(found)
             self.offset = 0.0  # what was made just now is not due
-            self.on_identity("accepted", "")
+            self.on_parts({"identity": ("accepted", "")})
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
         def ticked() -> Any:
@@ -235,7 +238,7 @@ def test_cas_near_their_ends_are_told_of_in_time(tmp_path: Path, make: Callable[
     fake = make()
 
     def warned() -> list[str]:
-        fake.rotation._tell_of_authorities("svc-a")
+        fake.rotation._tell_of_others()
         return [line for line in fake.state.warnings(fake.now()) if "the certificate of" not in line]
 
     assert (warned(), fake.lines) == ([], [])
@@ -245,7 +248,9 @@ def test_cas_near_their_ends_are_told_of_in_time(tmp_path: Path, make: Callable[
     assert warning.endswith("run: fastmesh certs rotate-issuer")
     warned()
     (line,) = fake.lines
-    assert line.startswith("warning: the issuer above the certificate of svc-a ends in 18 d")
+    assert line.startswith(
+        "warning: the issuer above the certificate of spiffe://mesh.local/svc-a ends in 18 d"
+    )
     fake.offset = 96 * DAY
     warned()
     assert fake.lines[1].startswith("error: the issuer ")
@@ -371,7 +376,7 @@ def test_what_is_not_proven_is_refused_by_name_and_the_old_one_stays(fake: Fake,
     pki = fake.pki
     fake.rotation.tick()
     authority.issue(pki, "other", DAY)
-    good = {name: (pki / "workloads/svc-a" / name).read_text() for name in rotation.FILES[:3]}
+    good = {name: (pki / "workloads/svc-a" / name).read_text() for name in FILES[:3]}
     shutil.rmtree(pki / "workloads/svc-a")
     entry = plain(pki / "workloads/svc-a", good)
     fake.until(lambda: fake.state.identity_reloads["unchanged"], "the plain directory")
@@ -384,12 +389,12 @@ def test_what_is_not_proven_is_refused_by_name_and_the_old_one_stays(fake: Fake,
     )
     assert said in fake.lines[-1]
     assert any(said in line for line in fake.state.warnings())
-    fake.rotation._load_again_at = 0.0
+    fake.rotation._watches["identity"]._again_at = 0.0
     fake.until(lambda: fake.state.identity_reloads["rejected"] == 2, "another look")
     assert sum("not taken over" in line for line in fake.lines) == 1, "it is said once"
     shutil.rmtree(entry, ignore_errors=True)
     plain(pki / "workloads/svc-a", good)
-    fake.until(lambda: not fake.state.identity_error, "the end of it")
+    fake.until(lambda: not fake.state.part_errors, "the end of it")
     assert fake.said("good again")
 
 
@@ -400,7 +405,7 @@ def test_a_mounted_secret_is_swapped(fake: Fake) -> None:
 
     def version(name: str) -> None:
         authority.issue(pki / "elsewhere", "svc-a", DAY)
-        texts = {one: (pki / "elsewhere/workloads/svc-a" / one).read_text() for one in rotation.FILES[:3]}
+        texts = {one: (pki / "elsewhere/workloads/svc-a" / one).read_text() for one in FILES[:3]}
         plain(entry / name, texts)
         (entry / "..new").symlink_to(name)
         (entry / "..new").rename(entry / "..data")
@@ -408,7 +413,7 @@ def test_a_mounted_secret_is_swapped(fake: Fake) -> None:
     shutil.copytree(pki / "ca", pki / "elsewhere/ca", symlinks=True)
     shutil.rmtree(entry)
     entry.mkdir()
-    for name in rotation.FILES[:3]:
+    for name in FILES[:3]:
         (entry / name).symlink_to(f"..data/{name}")
     version("..2026_01")
     fake.until(lambda: fake.state.identity_reloads["accepted"] == 1, "the first version")
@@ -449,7 +454,7 @@ def endless(entry: Path) -> None:
 def test_what_is_found_at_the_first_look_holds_nothing_up(fake: Fake, harm: Callable[[Path], None]) -> None:
     """As when the agent has died: whatever stands there now, the one in use was loaded from before."""
     entry = fake.pki / "workloads/svc-a"
-    good = {name: (entry / name).read_text() for name in rotation.FILES[:3]}
+    good = {name: (entry / name).read_text() for name in FILES[:3]}
     shutil.rmtree(entry)
     harm(plain(entry, good))
     fake.until(lambda: fake.state.identity_reloads["rejected"], "the refusal")
@@ -493,9 +498,10 @@ def wait_metric(agent: Agent, name: str, value: float, **labels: str) -> None:
 
 def renewed(agent: Agent) -> dict[str, Any]:
     """What is new in the next snapshot: its identity."""
-    new: dict[str, Any] = agent.frame("identity").message
-    assert new.keys() == {"type", "number", "digest", "identity"}
-    return new
+    new: dict[str, Any] = agent.frame("parts").message
+    assert new.keys() == {"type", "number", "digest", "parts", "refused"}
+    assert new["parts"].keys() == {"identity"}
+    return {**new, **new["parts"]}
 
 
 def test_the_agent_takes_over_what_a_mounted_secret_becomes(agent: Agent, tmp_path: Path) -> None:
@@ -505,7 +511,7 @@ def test_the_agent_takes_over_what_a_mounted_secret_becomes(agent: Agent, tmp_pa
 
     def version(name: str, key_of: str | None = None) -> dict[str, str]:
         authority.issue(tmp_path / "pki", "svc-a", DAY)
-        files = {one: (tmp_path / "pki/workloads/svc-a" / one).read_text() for one in rotation.FILES[:3]}
+        files = {one: (tmp_path / "pki/workloads/svc-a" / one).read_text() for one in FILES[:3]}
         if key_of is not None:
             files["key.pem"] = key_of
         plain(entry / name, files)
@@ -514,7 +520,7 @@ def test_the_agent_takes_over_what_a_mounted_secret_becomes(agent: Agent, tmp_pa
         return files
 
     entry.mkdir(parents=True)
-    for name in rotation.FILES[:3]:
+    for name in FILES[:3]:
         (entry / name).symlink_to(f"..data/{name}")
     first = version("..1")
     snapshot = agent.serving(mesh_config(tmp_path / "mounted"))

@@ -210,15 +210,20 @@ def test_the_identity_alone_is_renewed(mesh: Path) -> None:
     snapshot = make_snapshot(load(mesh / "mesh-b.yaml"), 3)
     known = json.loads(json.dumps(snapshot))
     known["identity"]["key"] = "[redacted]"
-    request = {"snapshot": known, "number": 4, "digest": snapshot["digest"]}
-    assert json.loads(load_request(request)) == {"type": "unchanged"}
+    request = {
+        "snapshot": known,
+        "number": 4,
+        "digest": snapshot["digest"],
+        "config": str(mesh / "mesh-b.yaml"),
+    }
+    request |= {"parts": ["identity", "listener/gone"]}
+    assert json.loads(load_request(request)) == {"type": "unchanged", "refused": {}}
     authority.issue(mesh / "pki", "svc-b")
     renewed = json.loads(load_request(request))
-    assert renewed.pop("type") == "identity"
-    assert renewed["number"] == 4
-    assert renewed["identity"]["certificate"] != snapshot["identity"]["certificate"]
+    assert (renewed["type"], renewed["number"], renewed["refused"]) == ("parts", 4, {})
+    assert renewed["parts"]["identity"]["certificate"] != snapshot["identity"]["certificate"]
     fresh = json.loads(json.dumps(make_snapshot(load(mesh / "mesh-b.yaml"), 4)))
-    assert snapshot | renewed == fresh
+    assert snapshot | {"number": 4, "digest": renewed["digest"]} | renewed["parts"] == fresh
 
 
 def test_what_workers_refuse_is_refused_before_they_get_it(

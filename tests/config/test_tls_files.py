@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fastmesh._core import certificate_times
 from fastmesh.agent.state import State
+from fastmesh.certs.errors import PkiError
 from fastmesh.config import ConfigErrors, load, make_snapshot
+from fastmesh.config.tls_files import again
 from fastmesh.host.secrets import REDACTED
 
 TEXT = """\
@@ -63,14 +66,27 @@ def errors(home: Path) -> list[str]:
 def test_what_workers_get(home: Path) -> None:
     snapshot = make_snapshot(load(home / "x.yaml"))
     (listener,), (service,) = snapshot["listeners"], snapshot["services"]
-    pair = {"certificate": (home / "a.pem").read_text(), "key": (home / "a.key").read_text()}
+    begin, end = certificate_times((home / "a.pem").read_text())
+    pair = {
+        "certificate": (home / "a.pem").read_text(),
+        "key": (home / "a.key").read_text(),
+        "not_before": begin,
+        "not_after": end,
+    }
+    named = {"certificate": "a.pem", "key": "a.key"}
     ca = (home / "ca.pem").read_text()
     assert listener["tls"] == "terminate"
-    assert listener["tls_contexts"] == [pair]
-    assert listener["tls_settings"] == {"client_ca": ca, "alpn": ["http/1.1"], "min_version": "1.2"}
+    assert listener["tls_contexts"] == [{"files": named, **pair}]
+    assert listener["tls_settings"] == {
+        "files": {"client_ca": "ca.pem"},
+        "client_ca": ca,
+        "alpn": ["http/1.1"],
+        "min_version": "1.2",
+    }
     assert service["tls"] == "tls"
     assert service["tls_context"] == {
         "server_name": "api.example",
+        "files": {"ca": "ca.pem", **named},
         "ca": ca,
         **pair,
         "alpn": ["http/1.1"],
@@ -87,6 +103,35 @@ def test_no_key_is_shown(home: Path) -> None:
     shown = json.dumps(state.snapshot)
     assert (home / "a.key").read_text().splitlines()[1] not in shown
     assert shown.count(REDACTED) == 2
+
+
+def test_certificates_with_their_key_in_one_file(home: Path) -> None:
+    """As HAProxy wants it. What is shown of the certificates has only those."""
+    certificate, key = (home / "a.pem").read_text(), (home / "a.key").read_text()
+    for name, text in {"a.pem": f"{key}some words\n{certificate}", "ca.pem": certificate + key}.items():
+        (home / name).write_text(text)
+    snapshot = make_snapshot(load(home / "x.yaml"))
+    assert snapshot["listeners"][0]["tls_contexts"][0]["certificate"] == certificate
+    assert snapshot["listeners"][0]["tls_settings"]["client_ca"] == certificate
+    state = State()
+    state.take_snapshot(snapshot)
+    assert key.splitlines()[1] not in json.dumps(state.snapshot)
+
+
+def test_a_chain_is_whole_or_refused(home: Path) -> None:
+    """Wherever it is cut off, but between two certificates: there it cannot be told."""
+    leaf = (home / "a.pem").read_text()
+    chain = leaf + (home / "ca.pem").read_text()
+    whole = {len(leaf) - 1, len(leaf), len(chain) - 1, len(chain)}
+    (home / "chain").mkdir()
+    for size in [*range(len(leaf) - 30, len(leaf) + 60), *range(len(chain) - 30, len(chain) + 1)]:
+        (home / "chain/a.pem").write_text(chain[:size])
+        block = {"files": {"certificate": "chain/a.pem", "key": "a.key"}}
+        if size in whole:
+            again({"tls_contexts": [block]}, home)
+        else:
+            with pytest.raises(PkiError, match=r"is cut off|is not readable as"):
+                again({"tls_contexts": [block]}, home)
 
 
 def test_alpn_only_where_http_is_all_that_comes(home: Path) -> None:

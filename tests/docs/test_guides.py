@@ -115,10 +115,11 @@ def test_authorization(tmp_path: Path) -> None:
 
 def test_tls(tmp_path: Path) -> None:
     guide = Guide("docs/tls.md")
-    certificate, edge, by_name, sidecar, outwards, passing, passed, explained, end = guide.blocks()
+    certificate, edge, by_name, renewal, sidecar, outwards, passing, passed, explained, end = guide.blocks()
     with shell(tmp_path) as bash:
         bash.run(certificate + edge)
         assert bash.run(by_name) == "hello from the shop\n"
+        assert "new TLS of listener edge, for 59 d 23 h: snapshot 2\n" in bash.run(renewal)
         bash.run(sidecar)
         assert bash.run(outwards) == "hello from the shop\n"
         bash.run(passing)

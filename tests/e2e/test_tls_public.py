@@ -304,6 +304,49 @@ def test_files_are_read_again(serve: Serve, upstream: Serving, shop: Shop) -> No
     assert "[redacted]" in shown
 
 
+def test_new_handshakes_get_a_renewed_certificate(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    """Without a signal. What is not right yet is not used, connections go on, the file is not read."""
+    pair = shop.issue("one", "old.example")
+    app = upstream(*[answering(b"hello")] * 3)
+    config = edge(app.address[1], {"certificates": [pair]}, protocol="http")
+    proxy = serve(config, workers=2)
+    context = shop.client()
+    context.check_hostname = False
+
+    def served() -> set[str]:
+        with dial(address_of(config), context, "one.example") as sock:
+            return names_of(sock)
+
+    def taken_over(number: int) -> None:
+        proxy.wait_metric(
+            f"snapshot {number} in both workers", lambda m: m.sum("worker_snapshot_number") == 2 * number
+        )
+
+    with dial(address_of(config), context, "one.example") as kept:
+        proxy.path.write_text("listeners: [in the middle of somebody's work")
+        shop.issue("one", "new.example")
+        certificate = Path(pair["certificate"])
+        whole = certificate.read_text()
+        certificate.write_text(whole[: len(whole) // 2])
+        proxy.wait_metric("the half is refused", lambda m: m.sum("tls_reloads_total", result="rejected") >= 1)
+        assert served() == {"old.example"}
+        certificate.write_text(whole)
+        taken_over(2)
+        assert {*served(), *served()} == {"new.example"}
+        assert ask(kept).startswith(b"HTTP/1.1 200 ")
+    shop.issue("one", "last.example")
+    taken_over(3)
+    for worker in proxy.worker_pids():
+        os.kill(worker, signal.SIGKILL)
+    proxy.wait_metric(
+        "their successors", lambda m: m.sum("workers", state="ready") == m.sum("worker_restarts_total") == 2
+    )
+    assert served() == {"last.example"}
+    key = Path(pair["key"]).read_text().splitlines()[1]
+    assert key not in proxy.admin("/config")[1] + proxy.stderr()
+    assert "reloaded" not in proxy.stderr()
+
+
 def test_a_new_identity_leaves_the_edge_its_keys(serve: Serve, upstream: Serving, shop: Shop) -> None:
     """One sidecar, both kinds of TLS: a renewal in the mesh must not cost the edge its certificate."""
     mesh = Pki(shop.directory / "mesh")
@@ -456,6 +499,36 @@ def test_a_server_that_wants_a_certificate(serve: Serve, upstream: Serving, shop
     serve(config)
     assert answer_of(config) == (200, None)
     assert subjects
+
+
+def test_a_service_is_shown_a_renewed_certificate(serve: Serve, upstream: Serving, shop: Shop) -> None:
+    context = shop.server(shop.issue("api", "api.example.com"))
+    context.load_verify_locations(shop.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    shown: list[set[str]] = []
+
+    def script(conn: ServerConn) -> None:
+        conn.sock = context.wrap_socket(conn.sock, server_side=True)
+        assert isinstance(conn.sock, ssl.SSLSocket)
+        shown.append(names_of(conn.sock))
+        for _ in conn:
+            conn.send(response(b"hello"))
+
+    server = upstream(script)
+    ends = {"server_name": "api.example.com", "ca": str(shop.ca), **shop.issue("us", "old.example")}
+    config = outbound(server.address[1], ends)
+    proxy = serve(config)
+    for _ in range(2):
+        assert answer_of(config) == (200, None)
+    assert shown == [{"old.example"}], "one connection for both"
+    shop.issue("us", "new.example")
+    proxy.wait_metric("taken over", lambda m: m.sum("worker_snapshot_number") == 2)
+    assert answer_of(config) == (200, None)
+    assert shown == [{"old.example"}, {"new.example"}]
+    left = proxy.metrics().sum(
+        "tls_certificate_expiry_seconds", service="api", certificate=ends["certificate"]
+    )
+    assert 86_000 < left <= 86_400
 
 
 def test_sessions_of_a_service_are_resumed(serve: Serve, upstream: Serving, shop: Shop) -> None:

@@ -443,7 +443,7 @@ def test_reload_with_a_bad_configuration_changes_nothing(host):
 
 def identity(number: int) -> dict[str, object]:
     """What the agent says of a new identity; to a proxy that has none it is a change all the same."""
-    return {"type": "identity", "number": number, "digest": f"{number:064x}", "identity": None}
+    return {"type": "parts", "number": number, "digest": f"{number:064x}", "parts": {"identity": None}}
 
 
 def in_use(host) -> dict[str, object]:
