@@ -18,8 +18,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FASTMESH_BUILD ?= release
 BIN := .venv/bin
 SOURCES := setup.py $(shell find fastmesh/_core.pyx fastmesh/core tests/probe -name '*.p[xy][dx]')
-# Two cores are enough for the suite, more than four help no more.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 $(ARGS)
+# Tests wait more than they compute: one process more than there are cores, but more than four help no more.
+PYTEST := $(BIN)/pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 $(ARGS)
 
 .PHONY: demo test build debug asan bench check fuzz clean
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import socket
 import threading
 
 import pytest
@@ -332,4 +333,7 @@ def test_pipelining_client_that_never_reads_is_stopped(serve: Serve, upstream: S
         sender.start()
         wait_steady(lambda: (sent[0], len(server.requests)), "the flood")
         assert_bounded(worker, before, "under a flood of requests")
+        # a sender that waits inside the kernel would keep the socket open
+        client.sock.shutdown(socket.SHUT_RDWR)
     sender.join(10)
+    assert not sender.is_alive()
