@@ -6,21 +6,21 @@ stub `_core.pyi` for the interface.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
 from fastmesh.core.base.buffer cimport pool_in_use
-from fastmesh.core.base.check cimport FM_DEBUG_BUILD
 from fastmesh.core.base.reason cimport (
-    R_BAD_REQUEST_LINE, R_BAD_TARGET, R_CONNECT_NOT_ALLOWED, R_COUNT, R_NO_ENDPOINT, R_NO_SERVICE, R_TLS_HANDSHAKE, ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
+    R_BAD_REQUEST_LINE, R_BAD_TARGET, R_CONNECT_NOT_ALLOWED, R_COUNT, R_NO_ENDPOINT, R_NO_SERVICE, R_TLS_HANDSHAKE,
+    ReasonInfo, SIDE_DOWNSTREAM, SIDE_LOCAL, SIDE_UPSTREAM, reasons_init,
 )
 from fastmesh.core.base.shared cimport shared_get, shared_put
 from fastmesh.core.base.timer cimport timer_init
 from fastmesh.core.io.listener cimport detect, listener_again, listener_event, listener_watch, pass_on
 from fastmesh.core.io.load cimport load_snapshot, mesh_context
 from fastmesh.core.io.loop cimport (
-    TURN_AGAIN, TURN_CONTROL, TURN_DRAINED, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
+    TURN_AGAIN, TURN_CONTROL, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
     worker_init, worker_release, worker_turn,
 )
 from fastmesh.core.io.retire cimport retire_denied

@@ -10,10 +10,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmesh.core.base.slab cimport slab_get, slab_put
-from fastmesh.core.io.connection cimport conn_dirty, conn_fail_io, conn_pause, conn_resume_later, conn_touch
+from fastmesh.core.io.connection cimport conn_dirty, conn_fail_io, conn_resume_later, conn_touch
 from fastmesh.core.io.connection_output cimport conn_output_failed
 from fastmesh.core.io.state cimport (
-    C_DEAD, C_EOF, C_EOF_TOLD, C_READABLE, C_TLS, C_UPSTREAM, C_WRITABLE, Conn, Flow, PIPES_KEPT, PIPE_BYTES,
+    C_EOF, C_READABLE, C_TLS, C_UPSTREAM, C_WRITABLE, Conn, Flow, PIPES_KEPT, PIPE_BYTES,
     Worker,
 )
 from fastmesh.core.sys.posix cimport (

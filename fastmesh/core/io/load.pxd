@@ -1,7 +1,7 @@
 # From the snapshot's JSON (already decoded) to the structs of traffic/snapshot.pxd. Runs with the GIL, never
 # on the request path. Whatever is wrong raises ValueError; nothing of a failed load stays.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 

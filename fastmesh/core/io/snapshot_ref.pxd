@@ -2,7 +2,7 @@
 
 from libc.stdlib cimport free
 
-from fastmesh.core.io.state cimport Upstream, Worker
+from fastmesh.core.io.state cimport Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free
 from fastmesh.core.traffic.policy cimport Policy, policy_list_free
 from fastmesh.core.traffic.snapshot cimport Block, Snapshot

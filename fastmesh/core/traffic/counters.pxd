@@ -10,7 +10,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmesh.core.base.reason cimport R_COUNT
 from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
 from fastmesh.core.wire.tls_tickets cimport TlsTickets
 

@@ -4,7 +4,7 @@
 # freed with the last reference: exchanges and tunnels hold one, the worker holds one on the newest. A
 # Listener or Service of an old snapshot therefore stays valid until the last exchange that uses it ends.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from fastmesh.core.sys.posix cimport sockaddr_storage, socklen_t
 from fastmesh.core.traffic.counters cimport ServiceRow

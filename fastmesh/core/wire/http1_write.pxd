@@ -3,7 +3,7 @@
 # Contract: every function writes at `out` and returns the bytes written; the caller has made room.
 # http1_head_bound says how much a whole head can need. Nothing is terminated with NUL.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from fastmesh.core.wire.message cimport FIELD_HOP, Field, MSG_HAS_HOP, M_CONNECT, Message
 

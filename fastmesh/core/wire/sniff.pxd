@@ -7,7 +7,7 @@
 # ClientHello the outer name is the one that counts: it is all that the network is shown.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy
 
 cdef enum:

@@ -19,10 +19,10 @@
 # and under the trust it was made with: the session id context is a digest of our SPIFFE ID and of all domains and
 # their roots.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset, strlen, strncmp, strrchr
+from libc.string cimport memcmp, memcpy, strlen, strncmp, strrchr
 from libc.stdio cimport snprintf
 from libc.time cimport time_t
 
@@ -404,21 +404,26 @@ cdef inline bint _bind_sessions(
     return ok and SSL_CTX_set_session_id_context(ctx, policy.trust, sizeof(policy.trust)) == 1
 
 
-cdef inline bint _set_parameters(SSL_CTX *ctx, bint server) noexcept nogil:
-    """Protocol, algorithms, modes: nothing here depends on the system's openssl.cnf."""
-    cdef bint ok = SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) == 1
+cdef inline bint _set_any(SSL_CTX *ctx, int min_version, const char *groups) noexcept nogil:
+    """Protocol, algorithms, modes, of every context: nothing here depends on the system's openssl.cnf."""
+    cdef bint ok = SSL_CTX_set_min_proto_version(ctx, min_version) == 1
     ok = ok and SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) == 1
     SSL_CTX_set_security_level(ctx, 2)
     ok = ok and SSL_CTX_set_ciphersuites(
         ctx, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
     ) == 1
-    ok = ok and SSL_CTX_set1_groups_list(ctx, b"X25519:P-256") == 1
+    ok = ok and SSL_CTX_set1_groups_list(ctx, groups) == 1
     # An idle connection keeps no record buffers. The chain is sent as it was loaded: searching for issuers in
     # every handshake would cost a chain verification.
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_NO_AUTO_CHAIN)
+    SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE)
+    return ok
+
+
+cdef inline bint _set_mesh(SSL_CTX *ctx) noexcept nogil:
+    cdef bint ok = _set_any(ctx, TLS1_3_VERSION, b"X25519:P-256")
     # both ends are ours: no records that only disguise TLS 1.3 as 1.2
     SSL_CTX_clear_options(ctx, SSL_OP_ENABLE_MIDDLEBOX_COMPAT)
-    SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE)
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL)
     # an issuing authority in a bundle is trusted as it stands
     X509_STORE_set_flags(SSL_CTX_get_cert_store(ctx), X509_V_FLAG_PARTIAL_CHAIN)
@@ -504,7 +509,7 @@ cdef inline SSL_CTX *tls_context(
     policy = _policy_new(ctx, trust_domain) if ctx != NULL else NULL
     if policy == NULL or not (
         _bind_sessions(ctx, policy, policy.own.name, policy.own.len, bundle_pem)
-        and _set_parameters(ctx, server)
+        and _set_mesh(ctx)
         and _set_resumption(ctx, policy, server, tickets)
         and _set_alpn(ctx, policy, server, alpn, alpn_len)
     ):

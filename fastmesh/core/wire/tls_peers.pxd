@@ -4,7 +4,6 @@
 # replaced while connections still use what was in it. What was verified by this policy lets a peer in without
 # another look for as long as its chain is good; what came with a ticket of another worker is only shared.
 
-from libc.stdint cimport uint32_t
 from libc.string cimport memcmp
 
 from fastmesh.core.wire.tls_facts cimport *

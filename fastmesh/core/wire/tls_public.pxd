@@ -12,9 +12,9 @@
 #
 # TLS 1.2 where it is asked for: forward secrecy and AEADs only, no renegotiation, OpenSSL's record layer.
 
-from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, strlen
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport malloc, realloc
+from libc.string cimport strlen
 from libc.time cimport time_t
 
 from fastmesh.core.base.reason cimport *
@@ -55,16 +55,9 @@ cdef inline int _verify_public(X509_STORE_CTX *store_ctx, void *arg) noexcept no
 
 
 cdef inline bint _set_public(SSL_CTX *ctx, int min_version) noexcept nogil:
-    cdef bint ok = SSL_CTX_set_min_proto_version(ctx, min_version) == 1
-    ok = ok and SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) == 1
-    SSL_CTX_set_security_level(ctx, 2)
-    ok = ok and SSL_CTX_set_ciphersuites(
-        ctx, b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-    ) == 1
+    cdef bint ok = _set_any(ctx, min_version, b"X25519:P-256:P-384")
     ok = ok and SSL_CTX_set_cipher_list(ctx, b"ECDHE+AESGCM:ECDHE+CHACHA20") == 1
-    ok = ok and SSL_CTX_set1_groups_list(ctx, b"X25519:P-256:P-384") == 1
-    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_NO_AUTO_CHAIN)
-    SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION)
+    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION)
     SSL_CTX_set_cert_verify_callback(ctx, _verify_public, NULL)
     return ok
 
@@ -159,7 +152,8 @@ cdef inline SSL_CTX *tls_public_server(
 ) noexcept nogil:
     """A server with one certificate. NULL and a sentence in `err` if the material is bad.
 
-    `listener`: whose sessions it resumes (SVID_DOMAIN_MAX bytes at most). `client_ca`: PEM of the roots of clients, each of which must then show a certificate; NULL: none is asked for.
+    `listener`: whose sessions it resumes (SVID_DOMAIN_MAX bytes at most). `client_ca`: PEM of the roots of clients,
+    each of which must then show a certificate; NULL: none is asked for.
     """
     cdef SSL_CTX *ctx = _public_new(True, listener, client_ca, tickets, alpn, alpn_len, min_version, err, cap)
     cdef bint ok

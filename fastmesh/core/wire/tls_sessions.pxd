@@ -12,7 +12,6 @@
 # and nobody else's: OpenSSL has just copied it if it could be (RFC 8446 4.6.1 makes one session a ticket).
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memmove
 
 from fastmesh.core.sys.openssl cimport *

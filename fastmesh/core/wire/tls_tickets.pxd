@@ -5,7 +5,6 @@
 # key is written where no reader looks before `turn` names it, so a writer that dies half way leaves nothing
 # broken; a reader that was overtaken sees it by `turn` and reads again.
 
-from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 

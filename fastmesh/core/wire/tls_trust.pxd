@@ -8,7 +8,7 @@
 # All of it belongs to the policy of one context and never changes once that context is in use.
 
 from libc.stddef cimport size_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from fastmesh.core.base.reason cimport *
