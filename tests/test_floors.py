@@ -77,3 +77,25 @@ cimport fastmesh.core.traffic.routes as routes, libc.math
         "fastmesh.core.traffic.routes",
     ]
     assert wrong("io", text) == ["cpython.bytes"]
+
+
+NAMED = re.compile(r"^from \S+ cimport (?:\(([^)]*)\)|([^(\n*]+))$", re.MULTILINE)
+
+
+def idle(text: str) -> list[str]:
+    """The names that a file cimports one by one and says nowhere else."""
+    names = [
+        name.split(" as ")[-1].strip()
+        for match in NAMED.finditer(text)
+        for name in (match[1] or match[2]).split(",")
+    ]
+    return [name for name in names if name and len(re.findall(rf"\b{re.escape(name)}\b", text)) == 1]
+
+
+@pytest.mark.parametrize("path", [*HEADERS, CORE.parent / "_core.pyx"], ids=lambda path: path.name)
+def test_what_is_cimported_is_used(path):
+    assert not idle(path.read_text())
+
+
+def test_a_name_that_is_not_used_is_found():
+    assert idle("from a.b cimport (\n    one, two as three,\n)\nfrom c cimport *\ncdef one x\n") == ["three"]

@@ -1,7 +1,7 @@
 # Rules and paths for tests: the engine of the data plane without a socket. Every request lies in a heap block
 # of exactly its size, so that a sanitizer build sees any byte touched beyond it.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec

@@ -6,7 +6,7 @@
 # Blocks are not aligned to pages on purpose: neighbours start in different cache sets.
 # Ownership: who calls slab_get owns the block until slab_put. Not thread-safe: one worker, one thread.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 from fastmesh.core.base.check cimport fm_fault, fm_poison, fm_unpoison

@@ -6,7 +6,7 @@
 # The owner embeds the Timer, unlinks it before its memory goes (timer_stop), and gets its callback called
 # with the timer already out of the wheel.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_remove, node_linked
 

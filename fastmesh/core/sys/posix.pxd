@@ -1,7 +1,7 @@
 # What the kernel and libc offer that Cython does not declare: sockets, epoll, splice, clocks.
 # Declarations only.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 cdef extern from "<errno.h>" nogil:
     int errno

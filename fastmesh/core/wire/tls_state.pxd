@@ -2,7 +2,7 @@
 # Only structs and constants; who owns what is said in tls.pxd (engine, connection) and tls_context.pxd (policy).
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from fastmesh.core.sys.openssl cimport BIO, BIO_METHOD, SSL, SSL_SESSION, X509_STACK
 from fastmesh.core.wire.svid cimport SVID_DOMAIN_MAX
