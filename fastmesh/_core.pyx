@@ -605,6 +605,8 @@ cdef class Worker:
             "exchanges": w.exchanges.in_use,
             "servers": w.servers.in_use,
             "clients": w.clients.in_use,
+            "diallings": w.diallings.in_use,
+            "parked": w.parked.in_use,
             "flows": w.flows.in_use,
             "tunnels": w.tunnels.in_use,
             "buffers": pool_in_use(&w.pool),

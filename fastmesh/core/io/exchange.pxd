@@ -7,16 +7,18 @@
 # After exchange_end, and after any function that may have called it, the Exchange must not be touched: the
 # caller looks at `end.ex`, which is NULL then.
 #
+# The request is kept, in no wire format, until the endpoint has begun to answer: while its connection is being
+# made (X_PARKED; there is no End that would take it), and on a connection that had served before.
 # Another try is made (a) when the connection could not be made, or a reused one had ended or spoken unasked
 # before anything of the request left, whatever the request: nothing of it was sent; (b) when a reused connection
-# died without a byte of answer and the request is still here whole (`replay`), once and on a fresh connection.
+# died without a byte of answer and the request is still here whole, once and on a fresh connection.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 from libc.time cimport gmtime_r, strftime, time, time_t, tm
 
-from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, Queue, buf_drop, buf_get, queue_clear
+from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, buf_drop, buf_get
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
     R_CONNECT_NOT_ALLOWED, R_DENIED, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
@@ -24,10 +26,11 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.shared cimport Shared, shared_put, shared_ref
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.kept cimport kept_body, kept_drop, kept_trailers, message_copy, message_of
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
-    End, Exchange, Listener, Peer, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_HEAD_SENT, X_LOG, X_OPAQUE,
-    X_REQ_DONE, X_RESP_DONE, X_REUSED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
+    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_HEAD_SENT, X_LOG, X_OPAQUE,
+    X_PARKED, X_REQ_DONE, X_RESP_DONE, X_REUSED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
@@ -101,11 +104,10 @@ cdef inline void _log(Worker *w, Exchange *x) noexcept nogil:
     ring_write(w.ring, &rec, strings, lengths, 9)
 
 
-cdef inline void exchange_drop_replay(Worker *w, Exchange *x) noexcept nogil:
+cdef inline void exchange_drop_kept(Worker *w, Exchange *x) noexcept nogil:
     """There will be no other try."""
-    if x.replay != NULL:
-        buf_drop(&w.pool, x.replay)
-        x.replay = NULL
+    if x.kept.head != NULL:
+        kept_drop(&w.pool, &x.kept)
 
 
 cdef inline void _account(Worker *w, Exchange *x) noexcept nogil:
@@ -132,7 +134,7 @@ cdef inline void _account(Worker *w, Exchange *x) noexcept nogil:
 
 cdef inline void exchange_free(Worker *w, Exchange *x) noexcept nogil:
     _account(w, x)
-    exchange_drop_replay(w, x)
+    exchange_drop_kept(w, x)
     if x.log != NULL:
         buf_drop(&w.pool, x.log)
     list_remove(&x.all)
@@ -353,39 +355,63 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
         return
     x.tries = 1
     r = w.ops.dial(w, x)
-    if r < 0:
-        if not _redial(w, x, -r, NULL):
-            return
+    if r < 0 and not _next(w, x, -r):
+        return
     if x.flags & X_TUNNEL:
         return                                  # the tunnel begins when the endpoint is reached
+    if x.flags & (X_PARKED | X_REUSED):
+        x.kept.head = message_copy(&w.pool, m)
+        if fm_unlikely(x.kept.head == NULL and x.flags & X_PARKED):
+            exchange_fail(w, x, R_NO_MEMORY)
+            return
+    if x.flags & X_PARKED:
+        return
     r = x.up.ops.head(w, x.up, m)
     if fm_unlikely(r < 0):
         exchange_fail(w, x, -r)
 
 
-cdef inline bint _redial(Worker *w, Exchange *x, int reason, Queue *unsent) noexcept nogil:
-    """Try the service's other endpoints, each once, with what the failed one left unsent. Fails the exchange
-    when none is left: False, it has ended."""
+cdef inline bint _next(Worker *w, Exchange *x, int reason) noexcept nogil:
+    """Its endpoint could not be reached: dial the service's others, each once. Fails the exchange when none is left:
+    False, it has ended."""
     cdef int r = -reason
-    if unsent != NULL:
-        x.flags |= X_FRESH                      # nothing would be left of it for a try after a dead pooled one
     x.service.row.counters[S_CONNECT_FAILURES] += 1
     while x.tries < x.service.nendpoints and x.tries < 255:
         x.tries += 1
         x.retries += 1
         x.service.row.counters[S_RETRIES] += 1
         x.endpoint = balance(x.service)
-        x.flags &= ~<uint32_t>X_REUSED
+        x.flags &= ~<uint32_t>(X_REUSED | X_PARKED)
         r = w.ops.dial(w, x)
         if r >= 0:
-            if unsent != NULL:
-                w.ops.hand_over(w, x, unsent)
             return True
         x.service.row.counters[S_CONNECT_FAILURES] += 1
-    if unsent != NULL:
-        queue_clear(&w.pool, unsent)
     exchange_fail(w, x, -r)
     return False
+
+
+cdef inline void exchange_play(Worker *w, Exchange *x) noexcept nogil:
+    """Give the kept request to `x.up`, which can take it now."""
+    cdef int r = x.up.ops.head(w, x.up, message_of(x.kept.head))
+    cdef Buf *b = x.kept.body.head
+    x.flags &= ~<uint32_t>X_PARKED
+    while r >= 0 and b != NULL:
+        r = x.up.ops.data(w, x.up, b.data + b.start, b.end - b.start)
+        b = b.next
+    if x.flags & X_REQ_DONE and r >= 0:
+        r = x.up.ops.finish(w, x.up, message_of(x.kept.trailers))
+    if r < 0:
+        exchange_fail(w, x, -r)
+    elif r == 0 and not x.flags & X_REQ_DONE:
+        x.down.ops.resume(w, x.down)
+
+
+cdef inline bint _keep_body(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
+    """False: it is not kept, and was to be sent later."""
+    if not x.flags & X_PARKED and x.kept.body.bytes + n > REPLAY_MAX:
+        kept_drop(&w.pool, &x.kept)             # what is longer cannot be repeated
+        return True
+    return kept_body(&w.pool, &x.kept, p, n) or not x.flags & X_PARKED
 
 
 cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
@@ -393,6 +419,9 @@ cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, siz
     cdef End *down = x.down
     cdef int r
     x.bytes_in += n
+    if x.kept.head != NULL and fm_unlikely(not _keep_body(w, x, p, n)):
+        exchange_fail(w, x, R_NO_MEMORY)
+        return -1
     if x.up == NULL:
         return 0
     r = x.up.ops.data(w, x.up, p, n)
@@ -406,6 +435,9 @@ cdef inline void exchange_request_end(Worker *w, Exchange *x, Message *trailers)
     """The request is complete."""
     cdef int r
     x.flags |= X_REQ_DONE
+    if x.kept.head != NULL and not kept_trailers(&w.pool, &x.kept, trailers) and x.flags & X_PARKED:
+        exchange_fail(w, x, R_NO_MEMORY)
+        return
     if x.up != NULL:
         r = x.up.ops.finish(w, x.up, trailers)
         if fm_unlikely(r < 0):
@@ -431,7 +463,7 @@ cdef inline void exchange_downstream_failed(Worker *w, Exchange *x, int reason) 
 cdef inline void exchange_byte_seen(Worker *w, Exchange *x) noexcept nogil:
     """The endpoint has begun to answer: no other try from here on."""
     x.flags |= X_BYTE_SEEN
-    exchange_drop_replay(w, x)
+    exchange_drop_kept(w, x)
 
 
 cdef inline int exchange_response_head(Worker *w, Exchange *x, Message *m) noexcept nogil:
@@ -478,53 +510,44 @@ cdef inline bint _idempotent(int method) noexcept nogil:
             or method == M_TRACE)
 
 
-cdef inline void _again(Worker *w, Exchange *x, int reason, Queue *unsent) noexcept nogil:
+cdef inline void _again(Worker *w, Exchange *x, int reason) noexcept nogil:
     """The kept connection was none any more: the same request on a fresh one."""
+    cdef int r
     x.retries += 1
     x.service.row.counters[S_REUSED_DEAD] += 1
     x.service.row.counters[S_RETRIES] += 1
-    x.flags &= ~<uint32_t>X_REUSED
+    x.flags &= ~<uint32_t>(X_REUSED | X_PARKED)
     x.flags |= X_FRESH
     x.tries = 1
-    if w.ops.dial(w, x) < 0:
-        _redial(w, x, reason, unsent)
-    else:
-        w.ops.hand_over(w, x, unsent)
+    r = w.ops.dial(w, x)
+    if (r >= 0 or _next(w, x, -r)) and not x.flags & X_PARKED:
+        exchange_play(w, x)
 
 
-cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bint sent,
-                                          Queue *unsent) noexcept nogil:
+cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bint sent) noexcept nogil:
     """The endpoint's side cannot go on; its End is gone already (`x.up` is cleared here).
 
-    `sent` false: not a byte of the request has left, `unsent` is all of it so far (taken over).
+    `sent` false: not a byte of the request has left.
     """
-    cdef Buf *replay
-    cdef Queue again
     x.up = NULL
-    if not sent:
+    if not sent and (x.kept.head != NULL or x.flags & X_TUNNEL):
         if x.flags & X_REUSED:
-            exchange_drop_replay(w, x)
-            _again(w, x, reason, unsent)
-        else:
-            _redial(w, x, reason, unsent)
+            _again(w, x, reason)
+            return
+        x.flags |= X_FRESH                      # a pooled one may be just as dead
+        if _next(w, x, reason) and not x.flags & (X_PARKED | X_TUNNEL):
+            exchange_play(w, x)
         return
     if x.flags & X_RESP_DONE:
         exchange_end(w, x)                      # it had answered; the rest of the request is nobody's any more
         return
     # Only an end: one that is slow to answer works on the request.
     if ((reason == R_UPSTREAM_CLOSED or reason == R_UPSTREAM_RESET) and x.flags & X_REUSED
-            and not x.flags & X_BYTE_SEEN and x.replay != NULL and x.flags & X_REQ_DONE
+            and not x.flags & X_BYTE_SEEN and x.kept.head != NULL and x.flags & X_REQ_DONE
             and x.service.reuse_retry != REUSE_OFF
             and (x.service.reuse_retry != REUSE_IDEMPOTENT or _idempotent(x.method))):
         # The endpoint closed a connection that it had kept open, as it may at any time (RFC 9112 9.3.1, 9.5).
-        replay = x.replay
-        x.replay = NULL
-        replay.start = 0
-        replay.next = NULL
-        again.head = replay
-        again.tail = replay
-        again.bytes = replay.end
-        _again(w, x, reason, &again)
+        _again(w, x, reason)
         return
     if reason == R_UPSTREAM_TRUNCATED or x.flags & X_HEAD_SENT:
         reason = R_UPSTREAM_TRUNCATED

@@ -1,19 +1,18 @@
 # HTTP/1.1 towards an endpoint: the upstream End of an exchange (RFC 9112).
 #
 # An H1Client owns its Conn and serves one exchange at a time; between exchanges it waits in its Upstream's
-# pool. What an endpoint sends unasked closes the connection: nobody could say whose answer it is. The
-# request is kept for another try (Exchange.replay) only when the connection had served before.
+# pool. What an endpoint sends unasked closes the connection: nobody could say whose answer it is.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmesh.core.base.buffer cimport Queue, buf_drop, queue_commit, queue_move, queue_reserve
+from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
 from fastmesh.core.base.list cimport list_append, list_push, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_CLOSED,
-    R_UPSTREAM_TIMEOUT, R_UPSTREAM_TLS_TIMEOUT, R_UPSTREAM_TRUNCATED,
+    R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_CLOSED, R_UPSTREAM_TIMEOUT,
+    R_UPSTREAM_TRUNCATED,
 )
-from fastmesh.core.base.slab cimport slab_put
+from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.connection cimport (
     conn_backlog, conn_close, conn_dirty, conn_finish, conn_held_up, conn_pause, conn_queued_bytes, conn_resume,
     conn_resume_input, conn_timeout,
@@ -25,19 +24,19 @@ from fastmesh.core.io.exchange cimport (
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.forwarded cimport forwarded_fields, list_field
-from fastmesh.core.io.h1_output cimport h1_chunk, h1_keep, h1_keep_body, h1_last_chunk
+from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CONNECTING, C_DEAD, C_EOF, C_HANDSHAKE, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End,
-    EndOps, Exchange, Flow, H1Client, H1_BODY, H1_CONNECTING, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH,
-    SPLICE_MIN, Upstream, Worker, X_BYTE_SEEN, X_REQ_DONE, X_REUSED, X_TUNNEL, X_UPGRADE,
+    C_BULK, C_DEAD, C_EOF, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End, EndOps, Exchange, Flow,
+    H1Client, H1_BODY, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH, PoolConf, SPLICE_MIN, Upstream, Worker,
+    X_BYTE_SEEN, X_REQ_DONE, X_REUSED, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
-from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
+from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE
 from fastmesh.core.wire.http1 cimport http1_parse_response
 from fastmesh.core.wire.http1_chunked cimport HTTP1_DATA, HTTP1_END, Http1Chunked, http1_chunked, http1_parse_trailers
 from fastmesh.core.wire.http1_write cimport (
-    HTTP1_CHUNK_SIZE_MAX, http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_chunk_size,
-    http1_write_request_line, http1_write_upgrade, http1_write_via,
+    http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_request_line, http1_write_upgrade,
+    http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
     FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_HOST, MSG_INTERIM, MSG_KEEP_ALIVE,
@@ -47,6 +46,31 @@ from fastmesh.core.wire.message cimport (
 
 cdef inline H1Client *h1_client_of_idle(void *node) noexcept nogil:
     return <H1Client *>(<char *>node - <size_t>&(<H1Client *>NULL).idle)
+
+
+cdef inline H1Client *h1_client_open(Worker *w, Conn *c, Upstream *u, const PoolConf *pool) noexcept nogil:
+    """Speak HTTP/1.1 on `c`, which stands; `u` has counted it. NULL without memory: it stays the caller's."""
+    cdef H1Client *h = <H1Client *>slab_get(&w.clients)
+    if h == NULL:
+        return NULL
+    memset(h, 0, sizeof(H1Client))
+    h.end.ops = &w.ops.client_end
+    h.conn = c
+    h.upstream = u
+    h.pool = pool[0]
+    c.owner = h
+    c.ops = &w.ops.h1_client
+    return h
+
+
+cdef inline void h1_client_take(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
+    """It serves `x` now; it is in no pool."""
+    h.state = H1_HEAD
+    h.scan = 0
+    h.queued = 0
+    h.end.ex = x
+    x.up = &h.end
+    conn_timeout(w, h.conn, x.service.response_timeout_ms)
 
 
 cdef inline void h1_client_destroy(Worker *w, H1Client *h) noexcept nogil:
@@ -63,23 +87,19 @@ cdef inline void h1_client_destroy(Worker *w, H1Client *h) noexcept nogil:
 
 cdef inline bint _all_here(H1Client *h, Exchange *x) noexcept nogil:
     """On a reused connection: is all of the request, as far as it has come, still to be sent?"""
-    return x.flags & X_REUSED and x.replay != NULL and h.conn.tx.bytes == x.replay.end
+    return x.flags & X_REUSED and x.kept.head != NULL and h.conn.tx.bytes == h.queued
 
 
 cdef inline void h1_client_lost(Worker *w, H1Client *h, int reason) noexcept nogil:
     """The connection is of no use; its exchange, if any, hears why and decides."""
     cdef Exchange *x = h.end.ex
-    cdef Queue unsent
     cdef bint sent = True
-    memset(&unsent, 0, sizeof(Queue))
     if x != NULL:
         h.end.ex = NULL
-        sent = h.state != H1_CONNECTING and not _all_here(h, x)
-        if not sent:
-            queue_move(&unsent, &h.conn.tx)
+        sent = not _all_here(h, x)
     h1_client_destroy(w, h)
     if x != NULL:
-        exchange_upstream_failed(w, x, reason, sent, &unsent)
+        exchange_upstream_failed(w, x, reason, sent)
 
 
 # ---------------------------------------------------------------- input
@@ -264,16 +284,7 @@ cdef inline void h1_client_drained(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef inline void h1_client_ready(Worker *w, Conn *c) noexcept nogil:
-    """Connected: what was queued meanwhile leaves with this turn's flush."""
-    cdef H1Client *h = <H1Client *>c.owner
-    cdef Exchange *x = h.end.ex
-    h.state = H1_HEAD
-    x.service.row.counters[S_CONNECTS] += 1
-    conn_timeout(w, c, x.service.response_timeout_ms)
-    if x.flags & X_TUNNEL:
-        w.ops.upgrade(w, x, NULL, 0)
-    else:
-        conn_dirty(w, c)
+    pass                                        # never: it is ready before it has a codec
 
 
 cdef inline void h1_client_timer(Worker *w, Conn *c) noexcept nogil:
@@ -281,11 +292,6 @@ cdef inline void h1_client_timer(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = h.end.ex
     if x == NULL:
         h1_client_destroy(w, h)
-    elif h.state == H1_CONNECTING:
-        if c.flags & C_CONNECTING:
-            w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
-        h1_client_lost(w, h, R_UPSTREAM_TLS_TIMEOUT if c.flags & C_HANDSHAKE and not c.flags & C_CONNECTING
-                       else R_CONNECT_TIMEOUT)
     elif h.state == H1_HEAD:
         if c.flags & C_PAUSED:
             conn_timeout(w, c, x.conf.stream_idle_timeout_ms)     # interim answers that the client does not read
@@ -352,41 +358,33 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
         n += 28
     memcpy(p + n, b"\r\n", 2)
     queue_commit(&c.tx, n + 2)
+    h.queued += n + 2
     conn_dirty(w, c)
-    if x.flags & X_REUSED:
-        h1_keep(w, x, &c.tx)
     return 0
 
 
 cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept nogil:
     cdef H1Client *h = <H1Client *>e
-    cdef Exchange *x = e.ex
-    cdef char size[HTTP1_CHUNK_SIZE_MAX]
+    cdef size_t before = h.conn.tx.bytes
+    cdef int r
     if n == 0:
         return 0
-    if x.replay != NULL:
-        if h.out_framing == FRAMING_CHUNKED:
-            h1_keep_body(w, x, size, http1_write_chunk_size(size, n))
-            h1_keep_body(w, x, p, n)
-            h1_keep_body(w, x, b"\r\n", 2)
-        else:
-            h1_keep_body(w, x, p, n)
     if h.out_framing == FRAMING_CHUNKED:
-        return h1_chunk(w, h.conn, p, n)
-    return conn_write_body(w, h.conn, p, n)
+        r = h1_chunk(w, h.conn, p, n)
+    else:
+        r = conn_write_body(w, h.conn, p, n)
+    h.queued += h.conn.tx.bytes - before
+    return r
 
 
 cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil:
     cdef H1Client *h = <H1Client *>e
+    cdef size_t before = h.conn.tx.bytes
     cdef int r
     h.request_done = 1
     if h.out_framing == FRAMING_CHUNKED:
-        if trailers == NULL:
-            h1_keep_body(w, e.ex, b"0\r\n\r\n", 5)
-        elif e.ex.replay != NULL:               # trailers would have to be kept too: so rare that it is not done
-            buf_drop(&w.pool, e.ex.replay)
-            e.ex.replay = NULL
         r = h1_last_chunk(w, h.conn, trailers)
+        h.queued += h.conn.tx.bytes - before
         return r if r < 0 else 0
     return 0
 
@@ -397,7 +395,7 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
     cdef Upstream *u = h.upstream
     cdef Conn *c = h.conn
     cdef bint unsent = conn_queued_bytes(c) > 0
-    cdef bint unwanted = w.draining or h.pool_idle_max == 0
+    cdef bint unwanted = w.draining or h.pool.idle_max == 0
     if not h.keep_alive or h.state != H1_DONE or c.flags & (C_EOF | C_RDHUP) or unwanted and not unsent:
         h1_client_destroy(w, h)
         return
@@ -410,11 +408,11 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
         list_push(&u.idle, &h.idle)
     u.nidle += 1
     w.row.counters[G_UPSTREAM_IDLE] += 1
-    conn_timeout(w, c, h.pool_idle_ms)
+    conn_timeout(w, c, h.pool.idle_ms)
     conn_resume(w, c)
     if unwanted:
         conn_finish(w, c)
-    elif u.nidle > h.pool_idle_max:
+    elif u.nidle > h.pool.idle_max:
         h1_client_destroy(w, h1_client_of_idle(u.idle.prev))
 
 
@@ -428,7 +426,7 @@ cdef inline void _end_resume(Worker *w, End *e) noexcept nogil:
 
 cdef inline Conn *_end_raw(Worker *w, End *e) noexcept nogil:
     cdef H1Client *h = <H1Client *>e
-    return h.conn if h.out_framing == FRAMING_LENGTH and h.state != H1_CONNECTING else NULL
+    return h.conn if h.out_framing == FRAMING_LENGTH else NULL
 
 
 cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
@@ -441,10 +439,15 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
     return c
 
 
+cdef inline bint h1_client_idle(Conn *c) noexcept nogil:
+    return (<H1Client *>c.owner).end.ex == NULL
+
+
 cdef inline void h1_client_init(ConnOps *ops, EndOps *end) noexcept nogil:
     ops[0] = ConnOps(
         on_input=h1_client_input, on_eof=h1_client_eof, on_drained=h1_client_drained, on_error=h1_client_error,
-        on_ready=h1_client_ready, on_timer=h1_client_timer)
+        on_ready=h1_client_ready, on_timer=h1_client_timer, on_flush=NULL, on_drain=NULL, on_expiry=NULL,
+        idle=h1_client_idle)
     end[0] = EndOps(
         head=_end_head, data=_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
         resume=_end_resume, raw=_end_raw, detach=_end_detach)

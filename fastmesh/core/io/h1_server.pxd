@@ -18,19 +18,20 @@ from fastmesh.core.io.connection cimport (
     conn_backlog, conn_close, conn_deadline, conn_end_output, conn_finish, conn_held_up, conn_pause,
     conn_queued_bytes, conn_resume, conn_resume_input, conn_timeout,
 )
+from fastmesh.core.io.connection_input cimport conn_input
 from fastmesh.core.io.connection_output cimport conn_queued, conn_write_body
 from fastmesh.core.io.downstream cimport (
     DRAIN_GRACE_MS, downstream_await, downstream_forget, downstream_free, downstream_is_old,
 )
 from fastmesh.core.io.exchange cimport (
-    answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_replay, exchange_free,
+    answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_kept, exchange_free,
     exchange_keep_log, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_TLS, C_TX_HIGH, Conn, ConnOps, Downstream, End, EndOps,
-    Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
+    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TX_HIGH, Conn, ConnOps, Downstream, End,
+    EndOps, Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
     Listener, SPLICE_MIN, Worker, X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
@@ -68,8 +69,8 @@ cdef inline H1Server *h1_server_open(Worker *w, Conn *c, const Downstream *clien
     return h
 
 
-cdef inline void h1_server_await_anew(Worker *w, H1Server *h) noexcept nogil:
-    """The end of its certificates is another one now."""
+cdef inline void h1_server_expiry(Worker *w, Conn *c) noexcept nogil:
+    cdef H1Server *h = <H1Server *>c.owner
     if h.state == H1_HEAD and h.end.ex == NULL and h.conn.rx == NULL and not h.client.retired:
         downstream_await(w, &h.client, h.conn)
 
@@ -353,7 +354,7 @@ cdef inline void _splice(Worker *w, H1Server *h, Exchange *x) noexcept nogil:
     up = x.up.ops.raw(w, x.up)
     if flow_possible(h.conn, up):
         if flow_open(w, h.conn, up, h.left, h, _spliced) != NULL:
-            exchange_drop_replay(w, x)          # nobody sees what goes now
+            exchange_drop_kept(w, x)          # nobody sees what goes now
             h.left = LENGTH_UNKNOWN             # until it ends only the flow knows
 
 
@@ -532,17 +533,29 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
     return c
 
 
+cdef inline void h1_server_drain(Worker *w, Conn *c) noexcept nogil:
+    """The worker drains: an idle connection closes, a busy one after its exchange."""
+    cdef H1Server *h
+    c.flags |= C_READABLE
+    if not c.flags & C_PAUSED:
+        conn_input(w, c)                        # a request may wait unread: it is served
+    if c.flags & C_DEAD or c.ops != &w.ops.h1_server:
+        return
+    h = <H1Server *>c.owner
+    h.keep_alive = 0
+    if h.state == H1_HEAD and h.end.ex == NULL and c.rx == NULL:
+        conn_deadline(w, c, DRAIN_GRACE_MS)     # a request may be on its way: it is served
+
+
+cdef inline bint h1_server_idle(Conn *c) noexcept nogil:
+    return (<H1Server *>c.owner).end.ex == NULL
+
+
 cdef inline void h1_server_init(ConnOps *ops, EndOps *end) noexcept nogil:
     ops[0] = ConnOps(
         on_input=h1_server_input, on_eof=h1_server_eof, on_drained=h1_server_drained, on_error=h1_server_error,
-        on_ready=h1_server_ready, on_timer=h1_server_timer)
+        on_ready=h1_server_ready, on_timer=h1_server_timer, on_flush=NULL, on_drain=h1_server_drain,
+        on_expiry=h1_server_expiry, idle=h1_server_idle)
     end[0] = EndOps(
         head=_end_head, data=_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
         resume=_end_resume, raw=_end_raw, detach=_end_detach)
-
-
-cdef inline void h1_server_drain(Worker *w, H1Server *h) noexcept nogil:
-    """The worker drains: an idle connection closes, a busy one after its exchange."""
-    h.keep_alive = 0
-    if h.state == H1_HEAD and h.end.ex == NULL and h.conn.rx == NULL:
-        conn_deadline(w, h.conn, DRAIN_GRACE_MS)   # a request may be on its way: it is served

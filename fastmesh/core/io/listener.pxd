@@ -364,6 +364,12 @@ cdef inline void listener_close(Worker *w, Listener *l) noexcept nogil:
     l.src.fd = -1
 
 
+cdef inline void _drain(Worker *w, Conn *c) noexcept nogil:
+    if c.flags & C_SNIFF_TLS:
+        conn_deadline(w, c, DRAIN_GRACE_MS)      # it has not said a word
+
+
 cdef inline void listener_init(ConnOps *ops) noexcept nogil:
     ops[0] = ConnOps(
-        on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_error, on_ready=_ready, on_timer=_timer)
+        on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_error, on_ready=_ready, on_timer=_timer,
+        on_flush=NULL, on_drain=_drain, on_expiry=NULL, idle=NULL)

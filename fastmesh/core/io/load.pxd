@@ -80,6 +80,7 @@ cdef inline Upstream *_upstream(Worker *w, dict pools, bytes key) except NULL:
             raise MemoryError()
         memcpy(u.key, <char *>key, len(key))
         list_init(&u.idle)
+        list_init(&u.dialling)
         list_append(&w.upstreams, &u.all)
         pools[key] = <size_t>u
     u.refs += 1

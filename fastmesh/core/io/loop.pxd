@@ -13,23 +13,23 @@ from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
 from fastmesh.core.base.shared cimport shared_free
 from fastmesh.core.base.slab cimport slab_free, slab_init
 from fastmesh.core.base.timer cimport wheel_advance, wheel_init, wheel_wait
-from fastmesh.core.io.connection cimport conn_bury, conn_deadline, conn_of_all
-from fastmesh.core.io.connection_input cimport conn_input
+from fastmesh.core.io.connection cimport conn_bury, conn_of_all
 from fastmesh.core.io.connection_output cimport conn_flush_all
 from fastmesh.core.io.connection_turn cimport conn_ready_all, conn_shake
-from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS
+from fastmesh.core.io.dialling cimport dialling_init
 from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init
-from fastmesh.core.io.h1_server cimport h1_server_drain, h1_server_init
+from fastmesh.core.io.h1_server cimport h1_server_init
 from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, open_tls, start_tls
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
-    C_DEAD, C_PAUSED, C_READABLE, C_SNIFF_TLS, Conn, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener,
-    Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
+    Conn, Dialling, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel,
+    Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
-from fastmesh.core.io.upstream cimport dial, hand_over, upstream_connected, upstream_drain, upstream_drop
+from fastmesh.core.io.pool cimport dial, pool_drain, pool_drop
+from fastmesh.core.io.upstream cimport upstream_connected
 from fastmesh.core.io.wall cimport wall_offset, wall_watch
 from fastmesh.core.sys.openssl cimport RAND_bytes
 from fastmesh.core.sys.posix cimport (
@@ -77,6 +77,8 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     slab_init(&w.exchanges, sizeof(Exchange), 32768, MAX_OBJECTS)
     slab_init(&w.servers, sizeof(H1Server), 65536, MAX_OBJECTS)
     slab_init(&w.clients, sizeof(H1Client), 32768, MAX_OBJECTS)
+    slab_init(&w.diallings, sizeof(Dialling), 8192, MAX_OBJECTS)
+    slab_init(&w.parked, sizeof(Parked), 8192, MAX_OBJECTS)
     slab_init(&w.flows, sizeof(Flow), 16384, MAX_OBJECTS)
     slab_init(&w.tunnels, sizeof(Tunnel), 16384, MAX_OBJECTS)
     wheel_init(&w.wheel, w.now_ms)
@@ -90,17 +92,17 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     reasons_init(w.reasons)
     h1_server_init(&w.ops.h1_server, &w.ops.server_end)
     h1_client_init(&w.ops.h1_client, &w.ops.client_end)
+    dialling_init(&w.ops.dialling, &w.ops.parked_end)
     tunnel_init(&w.ops.tunnel_down, &w.ops.tunnel_up)
     listener_init(&w.ops.accepted)
     w.ops.dial = dial
-    w.ops.hand_over = hand_over
     w.ops.upgrade = tunnel_upgrade
     w.ops.flow_pump = flow_pump
     w.ops.flow_free = flow_free
     w.ops.connected = upstream_connected
     w.ops.start_tls = start_tls
     w.ops.open_tls = open_tls
-    w.ops.pool_drop = upstream_drop
+    w.ops.pool_drop = pool_drop
     w.input = <char *>malloc(INPUT_SCRATCH)
     w.plain = <char *>malloc(INPUT_SCRATCH)
     w.wire = <char *>malloc(WIRE_SCRATCH)
@@ -180,18 +182,12 @@ cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:
     while n != &w.downs:
         following = n.next
         c = conn_of_all(n)
-        if c.ops == &w.ops.h1_server:
-            c.flags |= C_READABLE
-            if not c.flags & C_PAUSED:
-                conn_input(w, c)                 # a request may wait unread: it is served
-            if not c.flags & C_DEAD and c.ops == &w.ops.h1_server:
-                h1_server_drain(w, <H1Server *>c.owner)
-        elif c.flags & C_SNIFF_TLS:
-            conn_deadline(w, c, DRAIN_GRACE_MS)  # it has not said a word
+        if c.ops.on_drain != NULL:
+            c.ops.on_drain(w, c)
         n = following
     n = w.upstreams.next
     while n != &w.upstreams:
-        upstream_drain(w, <Upstream *>(<char *>n - <size_t>&(<Upstream *>NULL).all))
+        pool_drain(w, <Upstream *>(<char *>n - <size_t>&(<Upstream *>NULL).all))
         n = n.next
     conn_flush_all(w)
     conn_bury(w)
@@ -253,6 +249,8 @@ cdef inline void worker_release(Worker *w) noexcept nogil:
     slab_free(&w.exchanges)
     slab_free(&w.servers)
     slab_free(&w.clients)
+    slab_free(&w.diallings)
+    slab_free(&w.parked)
     slab_free(&w.flows)
     slab_free(&w.tunnels)
     shared_free(&w.identities)

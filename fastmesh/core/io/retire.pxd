@@ -6,7 +6,7 @@ from fastmesh.core.base.reason cimport R_TLS_REVOKED, R_UPSTREAM_TLS_REVOKED
 from fastmesh.core.io.age cimport conn_denied
 from fastmesh.core.io.connection cimport conn_bury, conn_of_all
 from fastmesh.core.io.connection_output cimport conn_flush_all
-from fastmesh.core.io.state cimport C_CUT, C_DEAD, C_HANDSHAKE, C_OLD_TRUST, C_TLS, Conn, H1Client, H1Server, Worker
+from fastmesh.core.io.state cimport C_CUT, C_DEAD, C_HANDSHAKE, C_OLD_TRUST, C_TLS, Conn, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.traffic.counters cimport (
     K_RETIRED_REVOKED_DOWNSTREAM, K_RETIRED_REVOKED_UPSTREAM, K_RETIRED_UNTRUSTED_DOWNSTREAM,
@@ -25,8 +25,7 @@ cdef inline void _close_denied(Worker *w, Conn *c, bint up, int reason) noexcept
         w.row.counters[K_RETIRED_UNTRUSTED_UPSTREAM if up else K_RETIRED_UNTRUSTED_DOWNSTREAM] += 1
     c.flags |= C_CUT
     # Where a request is under way it has the reason, and counts it.
-    if (c.ops == &w.ops.h1_server and (<H1Server *>c.owner).end.ex == NULL
-            or c.ops == &w.ops.h1_client and (<H1Client *>c.owner).end.ex == NULL):
+    if c.ops.idle != NULL and c.ops.idle(c):
         w.row.reasons[reason] += 1
         reason = 0
     c.ops.on_error(w, c, reason)

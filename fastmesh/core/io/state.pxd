@@ -27,7 +27,7 @@ from fastmesh.core.base.timer cimport Timer, Wheel
 from fastmesh.core.sys.openssl cimport SSL_SESSION
 from fastmesh.core.sys.posix cimport epoll_event
 from fastmesh.core.traffic.admit cimport Caller
-from fastmesh.core.traffic.counters cimport AreaHeader, Ring, WorkerRow
+from fastmesh.core.traffic.counters cimport AreaHeader, Ring, ServiceRow, WorkerRow
 from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
@@ -105,6 +105,15 @@ cdef struct ConnOps:
     void (*on_ready)(Worker *w, Conn *c) noexcept nogil
     # The timer has fired.
     void (*on_timer)(Worker *w, Conn *c) noexcept nogil
+    # The rest may be NULL.
+    # About to be flushed: queue what was put off until now. True: there is more once this has left.
+    bint (*on_flush)(Worker *w, Conn *c) noexcept nogil
+    # The worker drains: end what is idle, soon; what is busy after that.
+    void (*on_drain)(Worker *w, Conn *c) noexcept nogil
+    # `expires_ms` is another one now.
+    void (*on_expiry)(Worker *w, Conn *c) noexcept nogil
+    # Is no exchange on it?
+    bint (*idle)(Conn *c) noexcept nogil
 
 cdef struct Conn:
     Source src                    # first: epoll gives us a Source
@@ -152,6 +161,11 @@ cdef struct Peer:                 # a client's address
     uint8_t len
     uint8_t ip_len                # the address alone is text[0:ip_len]
 
+cdef struct Kept:                 # a request as far as it has come, in no wire format: for another try
+    Buf *head                     # a Message and its text; NULL: nothing is kept
+    Buf *trailers                 # likewise, or NULL
+    Queue body
+
 cdef enum:  # ExchangeFlag
     X_REUSED = 1                  # sent on a connection that had served before
     X_BYTE_SEEN = 2               # the endpoint has answered with at least a byte
@@ -165,6 +179,7 @@ cdef enum:  # ExchangeFlag
     X_FRESH = 512                 # no pooled connection for this try
     X_OPAQUE = 1024               # a TCP tunnel: no status, no latency
     X_UNPROVEN = 2048             # its connection proved less than the listener asks for now
+    X_PARKED = 4096               # the connection is being made: what is kept goes out once it stands
 
 cdef struct Exchange:
     End *down
@@ -177,7 +192,7 @@ cdef struct Exchange:
     Shared *identity              # of the caller, or NULL; a reference
     Shared *client_cert           # for x-forwarded-client-cert: memory of the downstream end, or NULL
     Decision decision             # of the rules
-    Buf *replay                   # the request as it was sent, for another try
+    Kept kept                     # the request, until the endpoint has begun to answer
     Buf *log                      # method, authority, path, source: only with X_LOG
     Node all                      # on w.exchanges
     uint64_t start_us
@@ -210,6 +225,7 @@ cdef struct Flow:
 
 cdef struct Upstream:             # the connections of one worker to one endpoint of one service
     Node idle                     # H1Client.idle, most recently used first
+    Node dialling                 # Dialling.all: connections under way
     Node all                      # on w.upstreams
     uint32_t nidle
     uint32_t nconns
@@ -251,16 +267,33 @@ cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream co
     uint8_t head_only             # the request is HEAD
     uint8_t expects               # the request said "Expect: 100-continue"
 
+cdef struct PoolConf:             # of the service that dialled, which a connection may outlive
+    uint32_t idle_ms
+    uint32_t idle_max
+
+cdef struct Dialling:             # a connection to an endpoint under way
+    Conn *conn
+    Upstream *upstream
+    Node all                      # on Upstream.dialling
+    Node waiting                  # Parked.node: the exchanges that are to have it
+    ServiceRow *row               # of the service that dialled; in memory that outlives it
+    PoolConf pool
+
+cdef struct Parked:               # the upstream End of an exchange whose connection is under way
+    End end                       # first
+    Dialling *on
+    Node node                     # on Dialling.waiting
+
 cdef struct H1Client:             # HTTP/1.1 towards an endpoint
     End end                       # first
     Conn *conn
     Upstream *upstream
     Node idle                     # on Upstream.idle
     uint64_t left
+    size_t queued                 # bytes of the request that were queued: as many in `tx` are all of it
     Http1Chunked chunked
     uint32_t scan
-    uint32_t pool_idle_ms         # of the service that dialled
-    uint32_t pool_idle_max
+    PoolConf pool
     uint8_t state
     uint8_t framing               # of the response
     uint8_t out_framing           # of the request
@@ -274,7 +307,6 @@ cdef enum H1State:
     H1_DONE                       # the message is complete; the exchange goes on
     H1_DISCARD                    # lingering: what comes is thrown away
     H1_IDLE                       # client: in the pool
-    H1_CONNECTING
 
 cdef struct Tunnel:               # opaque bytes both ways
     Conn *down
@@ -292,12 +324,12 @@ cdef struct Ops:                  # vtables: a header-only module can hold no st
     ConnOps tunnel_down
     ConnOps tunnel_up
     ConnOps accepted              # until the handshake is done and the protocol known
+    ConnOps dialling              # likewise, towards an endpoint
     EndOps server_end
     EndOps client_end
+    EndOps parked_end
     # upwards calls: set by the modules above
     int (*dial)(Worker *w, Exchange *ex) noexcept nogil
-    # Give what a failed try left unsent to `ex.up`.
-    void (*hand_over)(Worker *w, Exchange *ex, Queue *unsent) noexcept nogil
     # Both connections become a tunnel; `rest` is what the endpoint has sent behind its head.
     void (*upgrade)(Worker *w, Exchange *ex, const char *rest, size_t n) noexcept nogil
     void (*flow_pump)(Worker *w, Flow *f) noexcept nogil
@@ -322,6 +354,8 @@ cdef struct Worker:
     Slab exchanges
     Slab servers
     Slab clients
+    Slab diallings
+    Slab parked
     Slab flows
     Slab tunnels
     Wheel wheel

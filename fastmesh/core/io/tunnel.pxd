@@ -360,7 +360,7 @@ cdef inline void tunnel_timer(Worker *w, Conn *c) noexcept nogil:
 cdef inline void tunnel_init(ConnOps *down, ConnOps *up) noexcept nogil:
     down[0] = ConnOps(
         on_input=tunnel_input, on_eof=tunnel_eof, on_drained=tunnel_drained, on_error=tunnel_down_error,
-        on_ready=tunnel_down_ready, on_timer=tunnel_timer)
+        on_ready=tunnel_down_ready, on_timer=tunnel_timer, on_flush=NULL, on_drain=NULL, on_expiry=NULL, idle=NULL)
     up[0] = ConnOps(
         on_input=tunnel_input, on_eof=tunnel_eof, on_drained=tunnel_drained, on_error=tunnel_up_error,
-        on_ready=tunnel_up_ready, on_timer=tunnel_timer)
+        on_ready=tunnel_up_ready, on_timer=tunnel_timer, on_flush=NULL, on_drain=NULL, on_expiry=NULL, idle=NULL)

@@ -1,41 +1,25 @@
-# Connections to endpoints: dialling, pooling, handing over what another try left.
-#
-# An Upstream belongs to the worker and is named by snapshots (Endpoint.pool); it goes when no snapshot names
-# it and its last connection has ended. Every try of an exchange gets a connection of its own at once (from the
-# pool, or a new one), so nothing ever waits behind another request.
+# How a connection to an endpoint is begun: its socket, and TLS on it.
 
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport free
-from libc.string cimport memset
 
-from fastmesh.core.base.buffer cimport Queue, queue_move
-from fastmesh.core.base.list cimport list_empty, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_IDENTITY_EXPIRED, R_NO_MEMORY,
-    R_OVERLOADED, R_UPSTREAM_TLS_HANDSHAKE,
+    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_NO_MEMORY, R_OVERLOADED,
+    R_UPSTREAM_TLS_HANDSHAKE,
 )
-from fastmesh.core.base.slab cimport slab_get, slab_put
-from fastmesh.core.io.age cimport conn_expired, conn_expires, identity_over
-from fastmesh.core.io.connection cimport (
-    conn_close, conn_deadline, conn_dirty, conn_queued_bytes, conn_resume_later, conn_timeout,
-)
+from fastmesh.core.io.age cimport conn_expires
+from fastmesh.core.io.connection cimport conn_deadline, conn_resume_later
 from fastmesh.core.io.connection_turn cimport conn_open
-from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_RDHUP, C_READABLE, C_TLS, C_TX_HIGH, C_UPSTREAM, Conn,
-    Exchange, H1Client, H1_CONNECTING, H1_HEAD, TX_HIGH, Upstream, Worker, X_FRESH, X_REQ_DONE, X_REUSED, X_TUNNEL,
+    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Upstream, Worker,
 )
-from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
+from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.sys.posix cimport (
     AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
-    IPPROTO_TCP, MSG_PEEK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, TCP_NODELAY, c_close,
-    c_connect, c_recv, c_socket, errno, getsockopt, setsockopt, sockaddr, socklen_t,
+    IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, TCP_NODELAY, c_close, c_connect,
+    c_socket, errno, getsockopt, setsockopt, sockaddr, socklen_t,
 )
-from fastmesh.core.traffic.counters cimport (
-    G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED, K_UPSTREAM_CONNECTIONS,
-    K_UPSTREAM_CONNECT_FAILURES,
-)
-from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_MESH, TLS_NONE, TLS_PUBLIC
+from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES
+from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_PUBLIC
 from fastmesh.core.wire.tls cimport tls_open
 
 cdef enum:
@@ -117,111 +101,3 @@ cdef inline int upstream_tls(Worker *w, Conn *c, Snapshot *snapshot, Service *s,
             c.flags |= C_OLD_TRUST
     c.flags |= C_TLS | C_HANDSHAKE
     return 0
-
-
-cdef inline bint _still_open(Conn *c) noexcept nogil:
-    """An idle connection can be used: neither its end nor anything else waits to be read on it."""
-    cdef char byte
-    if c.flags & C_RDHUP:
-        return False
-    if c.flags & C_READABLE:
-        if c_recv(c.src.fd, &byte, 1, MSG_PEEK) >= 0 or errno != EAGAIN:
-            return False
-        c.flags &= ~<uint32_t>C_READABLE
-    return True
-
-
-cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
-    """Give `x` an upstream End towards `x.endpoint`: a pooled connection or a new one. 0 or a reason."""
-    cdef Upstream *u = <Upstream *>x.endpoint.pool
-    cdef Service *s = x.service
-    cdef H1Client *h
-    cdef Conn *c
-    cdef int reason = R_NO_MEMORY
-    if not x.flags & (X_FRESH | X_TUNNEL):
-        while not list_empty(&u.idle):
-            h = h1_client_of_idle(u.idle.next)
-            if conn_queued_bytes(h.conn) > 0:
-                break                            # it, and all behind it, still have something to send
-            if conn_expired(w, h.conn):
-                w.row.counters[K_RETIRED_CERTIFICATE_UPSTREAM] += 1
-                h1_client_destroy(w, h)
-                continue
-            if not _still_open(h.conn):
-                h1_client_destroy(w, h)
-                continue
-            list_remove(&h.idle)
-            u.nidle -= 1
-            w.row.counters[G_UPSTREAM_IDLE] -= 1
-            h.state = H1_HEAD
-            h.scan = 0
-            h.end.ex = x
-            x.up = &h.end
-            x.flags |= X_REUSED
-            conn_timeout(w, h.conn, s.response_timeout_ms)
-            return 0
-    if s.tls == TLS_MESH and identity_over(x.snapshot):
-        return -R_IDENTITY_EXPIRED
-    h = <H1Client *>slab_get(&w.clients)
-    if h == NULL:
-        return -R_NO_MEMORY
-    c = upstream_connect(w, s, x.endpoint, &reason)
-    if c == NULL:
-        slab_put(&w.clients, h)
-        return -reason
-    memset(h, 0, sizeof(H1Client))
-    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u) != 0:
-        conn_close(w, c)
-        slab_put(&w.clients, h)
-        return -R_UPSTREAM_TLS_HANDSHAKE
-    h.end.ops = &w.ops.client_end
-    h.end.ex = x
-    h.conn = c
-    h.upstream = u
-    h.state = H1_CONNECTING
-    h.pool_idle_ms = s.pool_idle_timeout_ms
-    h.pool_idle_max = s.pool_idle_max
-    u.nconns += 1
-    c.owner = h
-    c.ops = &w.ops.h1_client
-    x.up = &h.end
-    return 0
-
-
-cdef inline void hand_over(Worker *w, Exchange *x, Queue *unsent) noexcept nogil:
-    """Queue on `x.up`, just dialled, what a failed try did not get sent."""
-    cdef H1Client *h = <H1Client *>x.up
-    h.out_framing = x.framing
-    h.request_done = 1 if x.flags & X_REQ_DONE else 0
-    queue_move(&h.conn.tx, unsent)
-    conn_dirty(w, h.conn)
-    if h.conn.tx.bytes >= TX_HIGH:
-        h.conn.flags |= C_TX_HIGH
-    elif not x.flags & X_REQ_DONE:
-        x.down.ops.resume(w, x.down)
-
-
-cdef inline void _free_upstream(Upstream *u) noexcept nogil:
-    list_remove(&u.all)
-    if u.session != NULL:
-        SSL_SESSION_free(u.session)
-    free(u.key)
-    free(u)
-
-
-cdef inline void upstream_drop(Worker *w, void *pool) noexcept nogil:
-    """A snapshot that named this endpoint has gone."""
-    cdef Upstream *u = <Upstream *>pool
-    u.refs -= 1
-    if u.refs > 0:
-        return
-    while not list_empty(&u.idle):
-        w.row.counters[K_RETIRED_REPLACED] += 1
-        h1_client_destroy(w, h1_client_of_idle(u.idle.next))
-    # Connections in flight hold their exchange, that its snapshot, and that a reference here: none is left.
-    _free_upstream(u)
-
-
-cdef inline void upstream_drain(Worker *w, Upstream *u) noexcept nogil:
-    while not list_empty(&u.idle):
-        h1_client_destroy(w, h1_client_of_idle(u.idle.next))

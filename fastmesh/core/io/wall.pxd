@@ -7,8 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastmesh.core.base.list cimport Node
 from fastmesh.core.io.connection cimport conn_of_all
-from fastmesh.core.io.h1_server cimport h1_server_await_anew
-from fastmesh.core.io.state cimport Conn, H1Server, Worker
+from fastmesh.core.io.state cimport Conn, Worker
 from fastmesh.core.io.tunnel cimport tunnel_end_with_certificates, tunnel_of_all
 from fastmesh.core.sys.posix cimport CLOCK_REALTIME, clock_gettime, timespec
 
@@ -33,8 +32,8 @@ cdef inline void _shift(Worker *w, Node *head, int64_t ms) noexcept nogil:
         if c.expires_ms != 0:
             end = <int64_t>c.expires_ms - ms
             c.expires_ms = <uint64_t>end if end > 0 else 1
-            if c.ops == &w.ops.h1_server:
-                h1_server_await_anew(w, <H1Server *>c.owner)
+            if c.ops.on_expiry != NULL:
+                c.ops.on_expiry(w, c)
         n = n.next
 
 

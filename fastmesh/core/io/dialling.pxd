@@ -1,0 +1,228 @@
+# A connection to an endpoint under way, and the exchanges that wait for it.
+#
+# A Dialling owns its Conn until the connection stands, with TLS if asked. Until then nobody knows what will be
+# spoken on it, so an exchange that waits has a Parked for its upstream End, which takes nothing: what the client
+# sends is kept by the exchange. Then the codec takes the Conn over, and what was kept is played into its End. A
+# Dialling that nobody waits for any more is closed.
+
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+
+from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_remove
+from fastmesh.core.base.reason cimport (
+    R_CONNECT_TIMEOUT, R_IDENTITY_EXPIRED, R_NO_MEMORY, R_UPSTREAM_CLOSED, R_UPSTREAM_TLS_HANDSHAKE,
+    R_UPSTREAM_TLS_TIMEOUT,
+)
+from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.age cimport identity_over
+from fastmesh.core.io.connection cimport conn_close
+from fastmesh.core.io.exchange cimport exchange_play, exchange_upstream_failed
+from fastmesh.core.io.h1_client cimport h1_client_open, h1_client_take
+from fastmesh.core.io.state cimport (
+    C_CONNECTING, C_HANDSHAKE, Conn, ConnOps, Dialling, End, EndOps, Exchange, H1Client, Parked, TX_HIGH, Upstream,
+    Worker, X_PARKED, X_TUNNEL,
+)
+from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
+from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
+from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE
+from fastmesh.core.wire.message cimport Message
+
+
+cdef inline Dialling *dialling_of_all(Node *n) noexcept nogil:
+    return <Dialling *>(<char *>n - <size_t>&(<Dialling *>NULL).all)
+
+
+cdef inline Parked *_parked_of(Node *n) noexcept nogil:
+    return <Parked *>(<char *>n - <size_t>&(<Parked *>NULL).node)
+
+
+cdef inline void _free(Worker *w, Dialling *d) noexcept nogil:
+    """Nobody waits any more, and the connection has another owner or none."""
+    list_remove(&d.all)
+    slab_put(&w.diallings, d)
+
+
+cdef inline void dialling_close(Worker *w, Dialling *d) noexcept nogil:
+    """Give it up. Nobody waits for it any more."""
+    d.upstream.nconns -= 1
+    conn_close(w, d.conn)
+    _free(w, d)
+
+
+cdef inline void _waiting_away(Dialling *d, Node *waiting) noexcept nogil:
+    """Move those that wait to a list that stands by itself."""
+    cdef Parked *p
+    list_init(waiting)
+    while not list_empty(&d.waiting):
+        p = _parked_of(d.waiting.next)
+        list_remove(&p.node)
+        p.on = NULL
+        list_append(waiting, &p.node)
+
+
+cdef inline Exchange *_next_waiting(Worker *w, Node *waiting) noexcept nogil:
+    """The first that waits, whose End is gone then; NULL: none is left."""
+    cdef Parked *p
+    cdef Exchange *x
+    if list_empty(waiting):
+        return NULL
+    p = _parked_of(waiting.next)
+    list_remove(&p.node)
+    x = p.end.ex
+    slab_put(&w.parked, p)
+    x.up = NULL
+    return x
+
+
+cdef inline void _failed(Worker *w, Conn *c, int reason) noexcept nogil:
+    """There is no connection: those that wait hear why, and decide."""
+    cdef Dialling *d = <Dialling *>c.owner
+    cdef Node waiting
+    cdef Exchange *x
+    _waiting_away(d, &waiting)
+    dialling_close(w, d)
+    while True:
+        x = _next_waiting(w, &waiting)
+        if x == NULL:
+            return
+        exchange_upstream_failed(w, x, reason, False)
+
+
+cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int *reason) noexcept nogil:
+    """Begin to connect to the endpoint of `x`; nobody waits yet. NULL and a reason."""
+    cdef Service *s = x.service
+    cdef Upstream *u = <Upstream *>x.endpoint.pool
+    cdef Dialling *d
+    cdef Conn *c
+    if s.tls == TLS_MESH and identity_over(x.snapshot):
+        reason[0] = R_IDENTITY_EXPIRED
+        return NULL
+    d = <Dialling *>slab_get(&w.diallings)
+    if d == NULL:
+        reason[0] = R_NO_MEMORY
+        return NULL
+    c = upstream_connect(w, s, x.endpoint, reason)
+    if c == NULL:
+        slab_put(&w.diallings, d)
+        return NULL
+    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u) != 0:
+        conn_close(w, c)
+        slab_put(&w.diallings, d)
+        reason[0] = R_UPSTREAM_TLS_HANDSHAKE
+        return NULL
+    memset(d, 0, sizeof(Dialling))
+    d.conn = c
+    d.upstream = u
+    d.row = s.row
+    d.pool.idle_ms = s.pool_idle_timeout_ms
+    d.pool.idle_max = s.pool_idle_max
+    list_init(&d.waiting)
+    list_append(&u.dialling, &d.all)
+    u.nconns += 1
+    c.owner = d
+    c.ops = &w.ops.dialling
+    return d
+
+
+cdef inline int dialling_wait(Worker *w, Dialling *d, Exchange *x) noexcept nogil:
+    """Have `x` wait for `d`: 0 or a reason."""
+    cdef Parked *p = <Parked *>slab_get(&w.parked)
+    if p == NULL:
+        if list_empty(&d.waiting):
+            dialling_close(w, d)
+        return -R_NO_MEMORY
+    memset(p, 0, sizeof(Parked))
+    p.end.ops = &w.ops.parked_end
+    p.end.ex = x
+    p.on = d
+    list_append(&d.waiting, &p.node)
+    x.up = &p.end
+    x.flags |= X_PARKED
+    return 0
+
+
+# ---------------------------------------------------------------- the connection
+
+cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
+    """It stands: what waited goes on it, and leaves with this turn's flush."""
+    cdef Dialling *d = <Dialling *>c.owner
+    cdef Node waiting
+    cdef H1Client *h
+    cdef Exchange *x
+    d.row.counters[S_CONNECTS] += 1
+    h = h1_client_open(w, c, d.upstream, &d.pool)
+    if h == NULL:
+        _failed(w, c, R_NO_MEMORY)
+        return
+    _waiting_away(d, &waiting)
+    _free(w, d)
+    x = _next_waiting(w, &waiting)
+    h1_client_take(w, h, x)
+    if x.flags & X_TUNNEL:
+        x.flags &= ~<uint32_t>X_PARKED
+        w.ops.upgrade(w, x, NULL, 0)
+    else:
+        exchange_play(w, x)
+
+
+cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    return 0                                     # never: nothing is offered before on_ready
+
+
+cdef inline void _eof(Worker *w, Conn *c) noexcept nogil:
+    _failed(w, c, R_UPSTREAM_CLOSED)
+
+
+cdef inline void _drained(Worker *w, Conn *c) noexcept nogil:
+    pass
+
+
+cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
+    if c.flags & C_CONNECTING:
+        w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
+    _failed(w, c, R_UPSTREAM_TLS_TIMEOUT if c.flags & C_HANDSHAKE and not c.flags & C_CONNECTING
+            else R_CONNECT_TIMEOUT)
+
+
+# ---------------------------------------------------------------- the End of those that wait
+
+cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
+    return 0                                     # never: it is kept
+
+
+cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept nogil:
+    return 1 if e.ex.kept.body.bytes >= TX_HIGH else 0
+
+
+cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil:
+    return 0
+
+
+cdef inline void _end_abort(Worker *w, End *e, int reason) noexcept nogil:
+    cdef Parked *p = <Parked *>e
+    cdef Dialling *d = p.on
+    list_remove(&p.node)
+    slab_put(&w.parked, p)
+    if d != NULL and list_empty(&d.waiting):
+        dialling_close(w, d)
+
+
+cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
+    _end_abort(w, e, 0)
+
+
+cdef inline void _end_resume(Worker *w, End *e) noexcept nogil:
+    pass
+
+
+cdef inline Conn *_end_none(Worker *w, End *e) noexcept nogil:
+    return NULL
+
+
+cdef inline void dialling_init(ConnOps *ops, EndOps *end) noexcept nogil:
+    ops[0] = ConnOps(
+        on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_failed, on_ready=_ready, on_timer=_timer,
+        on_flush=NULL, on_drain=NULL, on_expiry=NULL, idle=NULL)
+    end[0] = EndOps(
+        head=_end_head, data=_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
+        resume=_end_resume, raw=_end_none, detach=_end_none)
