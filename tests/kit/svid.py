@@ -9,6 +9,7 @@ import ssl
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -182,10 +183,16 @@ def reason(result: int) -> str:
 
 
 def open_pair(
-    engine: tls.Engine, client: tls.Context, server: tls.Context, **options: object
+    engine: tls.Engine,
+    client: tls.Context,
+    server: tls.Context,
+    *,
+    server_alpn: int = tls.ALPN_H1 | tls.ALPN_H2,
+    **options: object,
 ) -> tuple[tls.Connection, tls.Connection]:
-    """A client and a server; options are the client's (expect, slot)."""
-    return tls.Connection(engine, client, False, **options), tls.Connection(engine, server, True)
+    """A client and a server; options are the client's (expect, slot, alpn)."""
+    accepting = tls.Connection(engine, server, True, alpn=server_alpn)
+    return tls.Connection(engine, client, False, **options), accepting
 
 
 def shake(client: tls.Connection, server: tls.Connection) -> tuple[int, int, bytes]:
@@ -206,7 +213,7 @@ def shake(client: tls.Connection, server: tls.Connection) -> tuple[int, int, byt
 
 
 def meet(
-    engine: tls.Engine, client: tls.Context, server: tls.Context, **options: object
+    engine: tls.Engine, client: tls.Context, server: tls.Context, **options: Any
 ) -> tuple[tls.Connection, tls.Connection]:
     """Two ends after their handshake; the client has taken its ticket."""
     c, s = open_pair(engine, client, server, **options)

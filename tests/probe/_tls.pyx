@@ -14,6 +14,9 @@ from fastmesh.core.wire.tls cimport *
 EOF = TLS_EOF
 TRUNCATED = TLS_TRUNCATED
 SINK_FULL = TLS_SINK_FULL
+ALPN_H1 = TLS_ALPN_H1
+ALPN_H2 = TLS_ALPN_H2
+ALPN_OPAQUE = TLS_ALPN_OPAQUE
 
 
 def reasons() -> dict[int, str]:
@@ -225,7 +228,7 @@ cdef class Connection:
     cdef bint server
     cdef public bytearray pending
 
-    def __cinit__(self, Engine engine, Context context, bint server, bytes expect=None, Slot slot=None):
+    def __cinit__(self, Engine engine, Context context, bint server, bytes expect=None, Slot slot=None, int alpn=3):
         self.engine = engine
         self.refs = (context, expect, slot)
         self.server = server
@@ -234,6 +237,7 @@ cdef class Connection:
         result = tls_open(
             &engine.e, &self.t, context.ctx, server, <const char *>expect if expect is not None else NULL,
             len(expect) if expect is not None else 0, slot.session if slot is not None else NULL,
+            alpn,
         )
         assert result == 0, result
 

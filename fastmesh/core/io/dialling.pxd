@@ -26,6 +26,7 @@ from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
 from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE
 from fastmesh.core.wire.message cimport Message
+from fastmesh.core.wire.tls cimport TLS_ALPN_H1
 
 
 cdef inline Dialling *dialling_of_all(Node *n) noexcept nogil:
@@ -105,7 +106,7 @@ cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int *reason) noexce
     if c == NULL:
         slab_put(&w.diallings, d)
         return NULL
-    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u) != 0:
+    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u, TLS_ALPN_H1) != 0:
         conn_close(w, c)
         slab_put(&w.diallings, d)
         reason[0] = R_UPSTREAM_TLS_HANDSHAKE

@@ -9,7 +9,7 @@
 # begin in a second (IPv6: a /64, which is what one customer has), and how many go on in one turn (conn_shake). One
 # over a limit costs an accept and a close. A client that has not said a word holds no TLS object.
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from fastmesh.core.base.list cimport list_empty
@@ -38,12 +38,12 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
-    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, TLS_MESH, TLS_PASSTHROUGH, TLS_PERMISSIVE,
-    TLS_PUBLIC,
+    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_PASSTHROUGH,
+    TLS_PERMISSIVE, TLS_PUBLIC,
 )
 from fastmesh.core.traffic.route cimport route_server_name
 from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello
-from fastmesh.core.wire.tls cimport tls_open, tls_peer
+from fastmesh.core.wire.tls cimport TLS_ALPN_H1, TLS_ALPN_H2, TLS_ALPN_OPAQUE, tls_open, tls_peer
 from fastmesh.core.wire.tls_facts cimport TlsFacts
 
 cdef enum:
@@ -261,6 +261,14 @@ cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
     conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
 
 
+cdef inline uint8_t _alpn(const ListenerConf *conf) noexcept nogil:
+    """What may be agreed on with clients of the listener (bits of tls_open)."""
+    if conf.protocol != PROTO_TCP:
+        return TLS_ALPN_H1
+    # Opaque: what the file names; in the mesh HTTP/1.1 with those who offer it, and the others come in all the same.
+    return TLS_ALPN_H1 | (TLS_ALPN_H2 if conf.tls == TLS_PUBLIC else TLS_ALPN_OPAQUE)
+
+
 cdef inline bint open_tls(Worker *w, Conn *c) noexcept nogil:
     cdef Listener *l = <Listener *>c.owner
     cdef bint mesh = l.conf.tls != TLS_PUBLIC
@@ -268,7 +276,7 @@ cdef inline bint open_tls(Worker *w, Conn *c) noexcept nogil:
     if mesh and identity_over(w.snapshot):
         _close(w, c, R_IDENTITY_EXPIRED)
         return False
-    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL) != 0:
+    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL, _alpn(l.conf)) != 0:
         _close(w, c, R_TLS_HANDSHAKE)
         return False
     w.tls_open += 1

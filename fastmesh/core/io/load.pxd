@@ -272,8 +272,9 @@ cdef inline SSL_CTX *mesh_context(bint server, dict identity, str trust_domain, 
     cdef bytes key = identity["key"].encode()
     cdef bytes bundle = identity["bundle"].encode()
     cdef bytes domain = trust_domain.encode()
-    cdef const unsigned char *alpn = <const unsigned char *>b"\x08http/1.1"
-    cdef SSL_CTX *ctx = tls_context(server, certificate, key, bundle, domain, tickets, alpn, 9, err, sizeof(err))
+    # what is spoken of it is each connection's
+    cdef const unsigned char *alpn = <const unsigned char *>b"\x02h2\x08http/1.1"
+    cdef SSL_CTX *ctx = tls_context(server, certificate, key, bundle, domain, tickets, alpn, 12, err, sizeof(err))
     if ctx == NULL:
         raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
     try:

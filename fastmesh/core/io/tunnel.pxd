@@ -5,7 +5,7 @@
 # with a slow reader stopping its writer. What does not end properly on one side ends with a reset on the other.
 # A Tunnel owns both Conns and the Exchange that accounts for it.
 
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmesh.core.base.list cimport list_append, list_remove
@@ -35,8 +35,9 @@ from fastmesh.core.traffic.counters cimport (
     S_CONNECT_FAILURES, S_RETRIES,
 )
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
-from fastmesh.core.traffic.snapshot cimport TLS_MESH, TLS_NONE
+from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE, TLS_PUBLIC
 from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
+from fastmesh.core.wire.tls cimport TLS_ALPN_H1, TLS_ALPN_H2
 
 
 cdef inline Tunnel *tunnel_of_all(void *node) noexcept nogil:
@@ -97,6 +98,11 @@ cdef inline Tunnel *_open(Worker *w, Conn *down, Listener *l) noexcept nogil:
     return t
 
 
+cdef inline uint8_t _alpn(const Service *s) noexcept nogil:
+    """What is offered for opaque bytes: what the file names, which is not ours to judge; in the mesh HTTP/1.1."""
+    return TLS_ALPN_H1 | TLS_ALPN_H2 if s.tls == TLS_PUBLIC else TLS_ALPN_H1
+
+
 cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
     """Connect to the next endpoint, each at most once. False: none is left, the tunnel has been destroyed."""
     cdef Exchange *x = t.ex
@@ -117,7 +123,8 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
             continue
         c.owner = t
         c.ops = &w.ops.tunnel_up
-        if x.service.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, x.service, <Upstream *>x.endpoint.pool) != 0:
+        if x.service.tls != TLS_NONE and upstream_tls(
+                w, c, x.snapshot, x.service, <Upstream *>x.endpoint.pool, _alpn(x.service)) != 0:
             conn_close(w, c)
             reason = R_UPSTREAM_TLS_HANDSHAKE
             x.service.row.counters[S_CONNECT_FAILURES] += 1

@@ -1,6 +1,6 @@
 # How a connection to an endpoint is begun: its socket, and TLS on it.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from fastmesh.core.base.reason cimport (
     R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_NO_MEMORY, R_OVERLOADED,
@@ -85,14 +85,16 @@ cdef inline void upstream_connected(Worker *w, Conn *c) noexcept nogil:
             conn_resume_later(w, c)              # it spoke first: this edge was the only one
 
 
-cdef inline int upstream_tls(Worker *w, Conn *c, Snapshot *snapshot, Service *s, Upstream *u) noexcept nogil:
-    """Speak TLS on `c` once it is connected; the peer must prove the service's identity, or its server's name. 0 or
-    a reason."""
+cdef inline int upstream_tls(
+    Worker *w, Conn *c, Snapshot *snapshot, Service *s, Upstream *u, uint8_t mask
+) noexcept nogil:
+    """Speak TLS on `c` once it is connected; the peer must prove the service's identity, or its server's name. `mask`:
+    what may be agreed on (bits of tls_open). 0 or a reason."""
     cdef void *ctx = s.tls_ctx if s.tls == TLS_PUBLIC else snapshot.client_ctx
     cdef const char *id = NULL if s.tls == TLS_PUBLIC else s.spiffe_id.ptr
     c.tls.session_slot = &u.session
     if ctx == NULL or tls_open(
-            &w.tls, &c.tls, <SSL_CTX *>ctx, False, id, s.spiffe_id.len if id != NULL else 0, u.session) != 0:
+            &w.tls, &c.tls, <SSL_CTX *>ctx, False, id, s.spiffe_id.len if id != NULL else 0, u.session, mask) != 0:
         return -R_UPSTREAM_TLS_HANDSHAKE
     w.tls_open += 1
     if s.tls != TLS_PUBLIC:

@@ -280,7 +280,6 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_CTX_set_session_ticket_cb(
         SSL_CTX *ctx, SSL_CTX_generate_session_ticket_fn *generate, SSL_CTX_decrypt_session_ticket_fn *decrypt, void *arg
     )
-    int SSL_CTX_set_alpn_protos(SSL_CTX *ctx, const unsigned char *protos, unsigned int n)     # 0: success
     void SSL_CTX_set_alpn_select_cb(
         SSL_CTX *ctx,
         int (*cb)(
@@ -297,6 +296,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_get_ex_data_X509_STORE_CTX_idx()
     void SSL_set_accept_state(SSL *ssl)
     void SSL_set_connect_state(SSL *ssl)
+    int SSL_set_alpn_protos(SSL *ssl, const unsigned char *protos, unsigned int n)     # 0: success
     int SSL_do_handshake(SSL *ssl)
     int SSL_read_ex(SSL *ssl, void *dst, size_t n, size_t *got)
     int SSL_write_ex(SSL *ssl, const void *src, size_t n, size_t *written)

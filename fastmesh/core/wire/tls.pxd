@@ -17,6 +17,7 @@
 #
 # Return values besides reasons: TLS_EOF, TLS_TRUNCATED, TLS_SINK_FULL, all below every reason.
 
+from fastmesh.core.wire.tls_alpn cimport alpn_offer
 from fastmesh.core.wire.tls_context cimport *
 from fastmesh.core.wire.tls_errors cimport *
 from fastmesh.core.wire.tls_facts cimport *
@@ -94,16 +95,20 @@ cdef inline void tls_engine_free(TlsEngine *e) noexcept nogil:
 # a connection --------------------------------------------------------------------------------------------
 
 cdef inline int tls_open(
-    TlsEngine *e, Tls *t, SSL_CTX *ctx, bint server, const char *expect_id, size_t expect_len, SSL_SESSION *resume
+    TlsEngine *e, Tls *t, SSL_CTX *ctx, bint server, const char *expect_id, size_t expect_len, SSL_SESSION *resume,
+    uint8_t alpn
 ) noexcept nogil:
     """Begin a connection: 0 or a reason, after which nothing is held. All fields of `t` but session_slot are set here.
 
     `expect_id` (what the peer must prove; NULL: any ID of a trusted domain) is lent until the handshake is over.
     `resume` may be NULL or any session that was ever put into a slot: one that may not be used any more is ignored.
+    `alpn` (bits TLS_ALPN_*): which of the context's protocols a client offers, a server agrees on. What was agreed on is
+    no part of a session: each connection settles it anew (RFC 7301 3.1).
     """
     cdef TlsPolicy *policy = tls_policy(ctx)
     t.flags = (TLS_F_SERVER if server else 0) | (0 if policy.public else TLS_F_MESH)
     t.failed = 0
+    t.alpn = alpn
     t.expect = expect_id
     t.expect_len = <uint16_t>expect_len
     t.ssl = NULL
@@ -124,7 +129,8 @@ cdef inline int tls_open(
         SSL_set_accept_state(t.ssl)
         return 0
     SSL_set_connect_state(t.ssl)
-    if policy.sends_name and SSL_set_tlsext_host_name(t.ssl, policy.own.name) != 1:
+    if (policy.sends_name and SSL_set_tlsext_host_name(t.ssl, policy.own.name) != 1) or not alpn_offer(
+            t.ssl, policy, alpn):
         ERR_clear_error()
         _ssl_free(t)
         return tls_fail(t, R_NO_MEMORY)
@@ -364,5 +370,5 @@ cdef inline bint tls_resumed(Tls *t) noexcept nogil:
 
 
 cdef inline int tls_alpn(Tls *t) noexcept nogil:
-    """The protocol agreed on: 0 none, 1 http/1.1, 2 h2."""
-    return 2 if t.flags & TLS_F_H2 else (1 if t.flags & TLS_F_H1 else 0)
+    """After the handshake, the protocol agreed on: TLS_ALPN_H1, TLS_ALPN_H2 or TLS_ALPN_NONE."""
+    return TLS_ALPN_H2 if t.flags & TLS_F_H2 else (TLS_ALPN_H1 if t.flags & TLS_F_H1 else TLS_ALPN_NONE)

@@ -29,6 +29,7 @@ from libc.time cimport time_t
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
 from fastmesh.core.wire.svid cimport *
+from fastmesh.core.wire.tls_alpn cimport *
 from fastmesh.core.wire.tls_facts cimport *
 from fastmesh.core.wire.tls_peers cimport *
 from fastmesh.core.wire.tls_record cimport *
@@ -150,7 +151,7 @@ cdef inline int _verify(X509_STORE_CTX *store_ctx, void *arg) noexcept nogil:
     return 1
 
 
-# tickets and ALPN --------------------------------------------------------------------------------------
+# tickets -----------------------------------------------------------------------------------------------
 
 cdef inline int _ticket_made(SSL *ssl, void *arg) noexcept nogil:
     """Server: a ticket names its peer, and is worth no longer than the chain that it vouches for. 0: no memory."""
@@ -211,30 +212,6 @@ cdef inline int _session_new(SSL *ssl, SSL_SESSION *session) noexcept nogil:
         SSL_SESSION_free(slot[0])
     slot[0] = session
     return 1
-
-
-cdef inline int _alpn_select(
-    SSL *ssl,
-    const unsigned char **out,
-    unsigned char *out_len,
-    const unsigned char *offered,
-    unsigned int n,
-    void *arg,
-) noexcept nogil:
-    """Server: the first of our protocols that the client offers. RFC 7301 3.2: none is a fatal alert."""
-    cdef TlsPolicy *policy = <TlsPolicy *>arg
-    cdef size_t i = 0, j
-    while i < policy.alpn_len:
-        j = 0
-        while j < n:
-            if offered[j] == policy.alpn[i] and j + 1 + offered[j] <= n:
-                if memcmp(&offered[j + 1], &policy.alpn[i + 1], offered[j]) == 0:
-                    out[0] = &policy.alpn[i + 1]
-                    out_len[0] = policy.alpn[i]
-                    return SSL_TLSEXT_ERR_OK
-            j += <size_t>1 + offered[j]
-        i += <size_t>1 + policy.alpn[i]
-    return SSL_TLSEXT_ERR_ALERT_FATAL
 
 
 # what the records will need -----------------------------------------------------------------------------
@@ -450,21 +427,6 @@ cdef inline bint _set_resumption(
     return ok and SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, _ticket_key) == 1
 
 
-cdef inline bint _set_alpn(
-    SSL_CTX *ctx, TlsPolicy *policy, bint server, const unsigned char *alpn, size_t n
-) noexcept nogil:
-    if alpn == NULL or n == 0:
-        return True
-    if n > sizeof(policy.alpn):
-        return False
-    memcpy(policy.alpn, alpn, n)
-    policy.alpn_len = n
-    if not server:
-        return SSL_CTX_set_alpn_protos(ctx, alpn, <unsigned int>n) == 0
-    SSL_CTX_set_alpn_select_cb(ctx, _alpn_select, policy)
-    return True
-
-
 cdef inline TlsPolicy *_policy_new(SSL_CTX *ctx, const char *trust_domain) noexcept nogil:
     """A policy that hangs on the context and goes with it."""
     cdef TlsPolicy *policy
@@ -494,8 +456,9 @@ cdef inline SSL_CTX *tls_context(
     """A context for mutual TLS 1.3 in a trust domain; NULL and a sentence in `err` if the material is bad.
 
     `cert_pem`: leaf, then issuers. `tickets`: keys that outlive the context, the same in all workers (server; NULL:
-    no resumption). `alpn`: protocols in wire form, in the order of preference; NULL: none is negotiated. Before
-    its first use tls_federate and tls_revoke may add to it.
+    no resumption). `alpn`: protocols in wire form, in the order of preference, of which each connection may be
+    narrowed to some (tls_open); NULL: none is negotiated. Before its first use tls_federate and tls_revoke may add to
+    it.
     """
     cdef SSL_CTX *ctx = NULL
     cdef TlsPolicy *policy
@@ -511,7 +474,7 @@ cdef inline SSL_CTX *tls_context(
         _bind_sessions(ctx, policy, policy.own.name, policy.own.len, bundle_pem)
         and _set_mesh(ctx)
         and _set_resumption(ctx, policy, server, tickets)
-        and _set_alpn(ctx, policy, server, alpn, alpn_len)
+        and alpn_set(ctx, policy, server, alpn, alpn_len)
     ):
         ok = _fail(err, err_cap, b"OpenSSL refuses to make a TLS context")
     else:

@@ -19,6 +19,7 @@ from libc.time cimport time_t
 
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
+from fastmesh.core.wire.tls_alpn cimport alpn_set
 from fastmesh.core.wire.tls_context cimport *
 from fastmesh.core.wire.tls_facts cimport *
 from fastmesh.core.wire.tls_state cimport *
@@ -98,7 +99,7 @@ cdef inline SSL_CTX *_public_new(
         _bind_sessions(ctx, policy, policy.own.name, policy.own.len, ca)
         and _set_public(ctx, min_version)
         and _set_resumption(ctx, policy, server, tickets)
-        and _set_alpn(ctx, policy, server, alpn, alpn_len)
+        and alpn_set(ctx, policy, server, alpn, alpn_len)
     ):
         _fail(err, cap, b"OpenSSL refuses to make a TLS context")
         ERR_clear_error()

@@ -18,6 +18,12 @@ cdef enum:
     TLS_SLACK = 256             # a key update and an alert may go along with records
     TLS_FLIGHT_ROOM = 32768     # free sink bytes with which a handshake call never finds it full
 
+cdef enum:                      # what tls_open is told of ALPN: the protocols of the context that may be agreed on
+    TLS_ALPN_NONE = 0
+    TLS_ALPN_H1 = 1
+    TLS_ALPN_H2 = 2
+    TLS_ALPN_OPAQUE = 4         # server: a client that offers none of them is let in without one
+
 cdef enum:
     TLS_ALPN_MAX = 64
     TLS_TICKET_SECONDS = 7200
@@ -50,6 +56,7 @@ cdef struct Tls:
     uint16_t expect_len
     uint16_t flags              # enum TlsFlag
     uint8_t failed              # enum Reason: the connection is broken, every further call says so
+    uint8_t alpn                # bits TLS_ALPN_*: what may be agreed on
 
 cdef enum TlsFlag:
     TLS_F_SERVER = 1
@@ -97,7 +104,7 @@ cdef struct TlsPolicy:
     bint sends_name             # client: `own` goes into SNI
     TlsName *names              # server: which context for which name
     size_t nnames
-    unsigned char alpn[TLS_ALPN_MAX]
+    unsigned char alpn[TLS_ALPN_MAX]     # protocols in wire form, the preferred one first
     size_t alpn_len
     unsigned char trust[32]     # digest of who we are, of all domains and their roots: sessions do not outlive it
     uint32_t clock
