@@ -14,7 +14,7 @@ from typing import Any, Final
 from fastmesh.config.errors import nearest, plain, shown
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
-from fastmesh.config.roles import listener_tls, service_tls
+from fastmesh.config.roles import leading_to, listener_tls, opaque, service_tls
 from fastmesh.config.rule_checks import check_rules
 from fastmesh.config.schema import Config, Listener, Service
 from fastmesh.config.values import MAX_UNIX_PATH, Address, alternatives
@@ -59,12 +59,14 @@ class _Checks:
             where = ("listeners", index)
             self.role(where, listener)
             self.tls(where, listener)
+            self.http(where, listener)
             self.target(where, listener.to, (*where, "to"))
             for pattern, to in _pairs(listener.sni):
                 self.target(where, to, (*where, "sni", pattern))
             self.loops(listener)
         for name, service in self.services.items():
             self.service_tls(("services", name, "tls"), service)
+            self.service_http(("services", name), name, service)
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)
@@ -186,6 +188,43 @@ class _Checks:
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if getattr(tls, one) is not None and getattr(tls, other) is None:
                 self.report((*where, one), f"{one} without {other}, expected both or neither")
+
+    def http(self, where: Where, listener: Listener) -> None:
+        """Settings that are about HTTP, where none comes; protocols that are offered and not spoken."""
+        if INVALID in (listener.protocol, listener_tls(listener)):
+            return
+        http2 = listener.http2
+        if opaque(listener):
+            what = "protocol: tcp" if listener.protocol == "tcp" else "tls: passthrough"
+            for key, given in (("http2", http2 is not None), ("grpc_web", listener.grpc_web is True)):
+                if given:
+                    self.report((*where, key), f"{key} with {what}, expected it where HTTP comes in")
+            return
+        off = http2 is not None and http2 is not INVALID and http2.enabled is False
+        alpn = None if listener.tls is None else listener.tls.alpn
+        if off and alpn is not None and alpn is not INVALID and "h2" in alpn:
+            message = "alpn has h2 beside http2: {enabled: false}, expected http/1.1 alone"
+            self.report((*where, "tls", "alpn"), message)
+
+    def service_http(self, where: Where, name: str, service: Service) -> None:
+        """`protocol`, and what must agree with it."""
+        protocol = service.protocol
+        if protocol is INVALID or protocol == "auto":
+            return
+        leading = leading_to([listener for _, listener in self.listeners], name)
+        if leading and all(map(opaque, leading)):
+            message = (
+                f"protocol: {protocol} where only opaque bytes go, expected auto (they stay as they are)"
+            )
+            self.report((*where, "protocol"), message)
+        if protocol == "http1" and service.http2 is not None:
+            message = "http2 with protocol: http1, expected protocol: auto or http2"
+            self.report((*where, "http2"), message)
+        spoken = "h2" if protocol == "http2" else "http/1.1"
+        alpn = None if service.tls is None or service.tls is INVALID else service.tls.alpn
+        if alpn is not None and any(one != spoken for _, one in _valid(alpn)):
+            message = f"alpn beside protocol: {protocol}, expected {spoken} alone"
+            self.report((*where, "tls", "alpn"), message)
 
     def target(self, where: Where, to: str | None, place: Where) -> None:
         services = self.config.services

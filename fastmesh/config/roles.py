@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastmesh.config.invalid import INVALID
-from fastmesh.config.schema import Listener, Service
+from fastmesh.config.schema import Listener, ListenerHttp2, Service
 
 
 def listener_tls(listener: Listener) -> str:
@@ -28,6 +28,34 @@ def http_only(listeners: Iterable[Listener]) -> bool:
     """Whether HTTP is all that comes in there (and there is such a listener)."""
     protocols = {"http" if one.to is None and one.protocol == "auto" else one.protocol for one in listeners}
     return protocols == {"http"}
+
+
+def opaque(listener: Listener) -> bool:
+    """Whether nothing that comes in there is ever taken for HTTP."""
+    return listener.protocol == "tcp" or listener_tls(listener) == "passthrough"
+
+
+def speaks_http2(listener: Listener) -> bool:
+    """Whether clients of the listener may speak HTTP/2 with us."""
+    return not opaque(listener) and (listener.http2 or ListenerHttp2()).enabled
+
+
+def listener_alpn(listener: Listener) -> list[str]:
+    """What a listener with ordinary TLS agrees on, the preferred protocol first; none: it takes no notice."""
+    if listener.tls is not None and listener.tls.alpn is not None:
+        return list(listener.tls.alpn)
+    if not http_only([listener]):
+        return []
+    return ["h2", "http/1.1"] if speaks_http2(listener) else ["http/1.1"]
+
+
+def service_alpn(service: Service, leading: Iterable[Listener]) -> list[str]:
+    """What a service with ordinary TLS is offered; `leading`: the listeners that lead to it."""
+    if service.tls is not None and service.tls.alpn is not None:
+        return list(service.tls.alpn)
+    if service.protocol == "auto":
+        return ["h2", "http/1.1"] if http_only(leading) else []
+    return ["h2" if service.protocol == "http2" else "http/1.1"]
 
 
 def leading_to(listeners: Iterable[Listener], service: str) -> list[Listener]:

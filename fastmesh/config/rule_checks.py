@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastmesh.config.errors import shown
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
-from fastmesh.config.roles import client_cert, leading_to, listener_tls
+from fastmesh.config.roles import client_cert, leading_to, listener_tls, opaque
 from fastmesh.config.schema import (
     MAX_RULES,
     HeaderMatch,
@@ -67,9 +67,7 @@ class _Owner:
         self.listeners = listeners
         self.what = what
         self.report = report
-        self.opaque = bool(listeners) and all(
-            one.protocol == "tcp" or listener_tls(one) == "passthrough" for one in listeners
-        )
+        self.opaque = bool(listeners) and all(map(opaque, listeners))
         self.tls = {listener_tls(one) for one in listeners}
 
     def run(self) -> int:

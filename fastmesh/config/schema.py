@@ -225,11 +225,8 @@ class Forwarded(Section, frozen=True, kw_only=True):
     ] = "auto"
 
 
-Alpn = Literal["http/1.1"]
-_ALPN: Final = (
-    "Protocols that are agreed on by ALPN (RFC 7301). Left out: `http/1.1` where only HTTP is spoken, none "
-    "otherwise."
-)
+Alpn = Literal["h2", "http/1.1"]
+_ALPN: Final = "Protocols that are agreed on by ALPN (RFC 7301), the preferred one first. Left out: "
 _MIN_VERSION: Final = "The oldest version of TLS that is spoken."
 
 
@@ -281,7 +278,15 @@ class ListenerTls(Section, frozen=True, kw_only=True):
             examples=["clients.pem"],
         ),
     ] = None
-    alpn: Annotated[list[Alpn] | None, Meta(min_length=1, description=_ALPN)] = None
+    alpn: Annotated[
+        list[Alpn] | None,
+        Meta(
+            min_length=1,
+            max_length=2,
+            description=f"{_ALPN}`h2` and `http/1.1` where only HTTP is spoken (`http/1.1` alone without "
+            "`http2`), none otherwise.",
+        ),
+    ] = None
     min_version: Annotated[Literal["1.2", "1.3"], Meta(description=_MIN_VERSION)] = "1.2"
 
 
@@ -317,8 +322,52 @@ class ServiceTls(Section, frozen=True, kw_only=True):
         Meta(description="What we show to a server that asks: certificate, then issuers. Needs `key`."),
     ] = None
     key: Annotated[Path | None, Meta(description="Its private key, not encrypted.")] = None
-    alpn: Annotated[list[Alpn] | None, Meta(min_length=1, description=_ALPN)] = None
+    alpn: Annotated[
+        list[Alpn] | None,
+        Meta(
+            min_length=1,
+            max_length=2,
+            description=f"{_ALPN}what `protocol` says; with `auto`, `h2` and `http/1.1` where only HTTP gets "
+            "here, none otherwise.",
+        ),
+    ] = None
     min_version: Annotated[Literal["1.2", "1.3"], Meta(description=_MIN_VERSION)] = "1.2"
+
+
+_PING: Final = (
+    "How long an HTTP/2 connection may bring nothing until it is asked for a sign of life (PING, RFC 9113, "
+    "6.7). `0s`: it is not asked."
+)
+_PING_TIMEOUT: Final = "How long the answer to that may take; then the connection is closed."
+
+
+class ListenerHttp2(Section, frozen=True, kw_only=True):
+    """the HTTP/2 settings of a listener
+
+    HTTP/2 with clients: where they agree on it by ALPN, and in plaintext where they begin with it.
+    """
+
+    enabled: Annotated[bool, Meta(description="`false`: HTTP/1.1 is all that is spoken.")] = True
+    max_concurrent_streams: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65535,
+            description="Requests that a client may have open at once on one connection (RFC 9113, 5.1.2).",
+        ),
+    ] = 1000
+    ping_interval: Annotated[Duration, Meta(ge=0, description=_PING)] = 30 * SECOND
+    ping_timeout: Annotated[Duration, Meta(ge=1, description=_PING_TIMEOUT)] = 10 * SECOND
+
+
+class ServiceHttp2(Section, frozen=True, kw_only=True):
+    """the HTTP/2 settings of a service
+
+    HTTP/2 with endpoints.
+    """
+
+    ping_interval: Annotated[Duration, Meta(ge=0, description=_PING)] = 30 * SECOND
+    ping_timeout: Annotated[Duration, Meta(ge=1, description=_PING_TIMEOUT)] = 10 * SECOND
 
 
 class Listener(Section, frozen=True, kw_only=True):
@@ -372,6 +421,16 @@ class Listener(Section, frozen=True, kw_only=True):
             "`none`.",
         ),
     ] = None
+    http2: Annotated[
+        ListenerHttp2 | None, Meta(description="HTTP/2 with clients. Left out: it is spoken, as below.")
+    ] = None
+    grpc_web: Annotated[
+        bool,
+        Meta(
+            description="Translate gRPC-Web, which browsers speak, into gRPC for the service, and the answer "
+            "back."
+        ),
+    ] = False
     sni: Annotated[
         dict[HostPattern, ServiceName] | None,
         Meta(
@@ -522,6 +581,26 @@ class Service(Section, frozen=True, kw_only=True):
             examples=["spiffe://mesh.local/ns/shop/sa/cart"],
         ),
     ] = None
+    protocol: Annotated[
+        Literal["auto", "http1", "http2"],
+        Meta(
+            description="The HTTP that endpoints are spoken to in. `auto`: with TLS what they agree on by "
+            "ALPN, HTTP/2 before HTTP/1.1; in plaintext HTTP/1.1, but HTTP/2 for gRPC. `http1`: HTTP/1.1. "
+            "`http2`: HTTP/2, in plaintext too (prior knowledge, RFC 9113, 3.3)."
+        ),
+    ] = "auto"
+    mesh_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="HTTP/2 connections to one endpoint, for each worker; requests share them. There are "
+            "more only where an endpoint allows too few requests at once on one.",
+        ),
+    ] = 1
+    http2: Annotated[ServiceHttp2 | None, Meta(description="HTTP/2 with endpoints. Left out: as below.")] = (
+        None
+    )
     connect_timeout: Annotated[
         Duration,
         Meta(ge=1, description="How long connecting to one endpoint may take; then the next is tried."),

@@ -22,7 +22,7 @@ from fastmesh.config.cpus import usable_cpus
 from fastmesh.config.errors import ConfigError, ConfigErrors, shown
 from fastmesh.config.loader import Loaded
 from fastmesh.config.positions import Where
-from fastmesh.config.roles import client_cert, listener_tls, service_tls
+from fastmesh.config.roles import client_cert, listener_tls, service_tls, speaks_http2
 from fastmesh.config.rule_checks import LISTS, conditions, rule_name
 from fastmesh.config.schema import (
     MAX_RULES,
@@ -30,9 +30,11 @@ from fastmesh.config.schema import (
     Config,
     HeaderMatch,
     Listener,
+    ListenerHttp2,
     PathMatch,
     Rule,
     Service,
+    ServiceHttp2,
 )
 from fastmesh.config.tls_files import TlsFiles
 from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
@@ -193,6 +195,8 @@ def _listener(
             {"name": parse_host_pattern(name), "service": names.index(service)}
             for name, service in (listener.sni or {}).items()
         ],
+        "http2": _listener_http2(listener),
+        "grpc_web": listener.grpc_web,
         "normalize_paths": listener.normalize_paths,
         "encoded_slashes": listener.encoded_slashes,
         "header_timeout_ms": listener.header_timeout,
@@ -209,6 +213,19 @@ def _listener(
             "client_cert": client_cert(listener),
         },
     }
+
+
+def _listener_http2(listener: Listener) -> dict[str, Any]:
+    http2 = listener.http2 or ListenerHttp2()
+    return {
+        "enabled": speaks_http2(listener),
+        "max_concurrent_streams": http2.max_concurrent_streams,
+        **_pings(http2),
+    }
+
+
+def _pings(http2: ListenerHttp2 | ServiceHttp2) -> dict[str, Any]:
+    return {"ping_interval_ms": http2.ping_interval, "ping_timeout_ms": http2.ping_timeout}
 
 
 def _rule_keys(config: Config) -> Iterator[str]:
@@ -291,6 +308,9 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
         if service_tls(service) == "mesh"
         else None,
         "endpoints": endpoints,
+        "protocol": service.protocol,
+        "mesh_connections": service.mesh_connections,
+        "http2": _pings(service.http2 or ServiceHttp2()),
         "connect_timeout_ms": service.connect_timeout,
         "response_timeout_ms": service.response_timeout,
         "pool_idle_max": service.pool.idle_max,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastmesh.certs import files
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.config.errors import ConfigError, shown
-from fastmesh.config.roles import http_only, leading_to
+from fastmesh.config.roles import leading_to, listener_alpn, service_alpn
 from fastmesh.host.parts import BLOCKS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fastmesh.config.loader import Loaded
     from fastmesh.config.positions import Where
-    from fastmesh.config.schema import Config, Listener, ListenerTls, Service, ServiceTls
+    from fastmesh.config.schema import Config, Listener, Service
 
     # Takes which of the files it is, and what is wrong.
     Complain = Callable[[str, str], None]
@@ -51,7 +51,8 @@ class TlsFiles:
             ],
             "tls_settings": {
                 **self._block(where, client_ca=tls.client_ca),
-                **_protocol(tls, http_only([listener])),
+                "alpn": listener_alpn(listener),
+                "min_version": tls.min_version,
             },
         }
 
@@ -63,7 +64,8 @@ class TlsFiles:
             "tls_context": {
                 "server_name": tls.server_name,
                 **self._block((*where, "tls"), ca=tls.ca, certificate=tls.certificate, key=tls.key),
-                **_protocol(tls, http_only(leading_to(config.listeners, name))),
+                "alpn": service_alpn(service, leading_to(config.listeners, name)),
+                "min_version": tls.min_version,
             }
         }
 
@@ -151,11 +153,6 @@ def _text(path: str, home: Path, which: str, complain: Complain) -> str | None:
         complain(which, f"{shown(path)} is cut off, expected a whole PEM file")
         return None
     return public
-
-
-def _protocol(tls: ListenerTls | ServiceTls, http: bool) -> dict[str, Any]:
-    alpn = tls.alpn if tls.alpn is not None else ["http/1.1"] if http else []
-    return {"alpn": list(alpn), "min_version": tls.min_version}
 
 
 def _day(seconds: int) -> str:

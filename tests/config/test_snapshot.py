@@ -33,6 +33,15 @@ LISTENER_DEFAULTS = {
     "forwarded": {"x_forwarded": "append", "forwarded": "auto", "via": True, "client_cert": "remove"},
     "normalize_paths": "auto",
     "encoded_slashes": "refuse",
+    "grpc_web": False,
+}
+HTTP2 = {
+    "http2": {
+        "enabled": True,
+        "max_concurrent_streams": 1000,
+        "ping_interval_ms": 30_000,
+        "ping_timeout_ms": 10_000,
+    }
 }
 NO_RULES = {"allow": None, "deny": None, "mode": "enforce", "rule_slot": None}
 SERVICE_DEFAULTS = {
@@ -41,6 +50,9 @@ SERVICE_DEFAULTS = {
     "pool_idle_max": 1024,
     "pool_idle_timeout_ms": 55_000,
     "reuse_retry": "replayable",
+    "protocol": "auto",
+    "mesh_connections": 1,
+    "http2": {"ping_interval_ms": 30_000, "ping_timeout_ms": 10_000},
 }
 
 
@@ -88,6 +100,7 @@ def test_edge_example() -> None:
                 "service": 0,
                 **NO_RULES,
                 **LISTENER_DEFAULTS,
+                **HTTP2,
             },
             {
                 "name": "db",
@@ -98,6 +111,7 @@ def test_edge_example() -> None:
                 "service": 1,
                 **NO_RULES,
                 **LISTENER_DEFAULTS,
+                "http2": {**HTTP2["http2"], "enabled": False},
             },
         ],
         "services": [
@@ -302,7 +316,7 @@ listeners:
   - name: a
     bind: unix:run/a.sock
     to: web
-    protocol: tcp
+    protocol: http
     header_timeout: 1ms
     idle_timeout: 2ms
     stream_idle_timeout: 3ms
@@ -311,6 +325,8 @@ listeners:
     forwarded: {x_forwarded: replace, forwarded: remove, via: false, client_cert: keep}
     normalize_paths: "off"
     encoded_slashes: keep
+    http2: {enabled: false, max_concurrent_streams: 9, ping_interval: 10ms, ping_timeout: 11ms}
+    grpc_web: true
 services:
   web:
     endpoints: [{address: unix:/run/b.sock}, "[::1]:90", 127.0.0.1:90, 127.0.0.1:90]
@@ -319,6 +335,9 @@ services:
     response_timeout: 7ms
     reuse_retry: "off"
     pool: {idle_max: 0, idle_timeout: 8ms}
+    protocol: http2
+    mesh_connections: 12
+    http2: {ping_interval: 0s, ping_timeout: 13ms}
 """
     snapshot = snapshot_of(text)
     assert (snapshot["workers"], snapshot["drain_ms"]) == (5, 0)
@@ -340,13 +359,23 @@ services:
         "client_cert": "keep",
     }
     assert (listener["normalize_paths"], listener["encoded_slashes"]) == ("off", "keep")
+    assert listener["grpc_web"] is True
+    assert listener["http2"] == {
+        "enabled": False,
+        "max_concurrent_streams": 9,
+        "ping_interval_ms": 10,
+        "ping_timeout_ms": 11,
+    }
     (service,) = snapshot["services"]
     assert service["endpoints"] == [
         {"family": "unix", "host": None, "port": 0, "path": "/run/b.sock"},
         inet("::1", 90),
         inet("127.0.0.1", 90),
     ]
-    assert [service[key] for key in SERVICE_DEFAULTS] == [6, 7, 0, 8, "off"]
+    assert [service[key] for key in SERVICE_DEFAULTS] == [
+        *[6, 7, 0, 8, "off", "http2", 12],
+        {"ping_interval_ms": 0, "ping_timeout_ms": 13},
+    ]
 
 
 def test_admin() -> None:

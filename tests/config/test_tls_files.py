@@ -80,7 +80,7 @@ def test_what_workers_get(home: Path) -> None:
     assert listener["tls_settings"] == {
         "files": {"client_ca": "ca.pem"},
         "client_ca": ca,
-        "alpn": ["http/1.1"],
+        "alpn": ["h2", "http/1.1"],
         "min_version": "1.2",
     }
     assert service["tls"] == "tls"
@@ -89,7 +89,7 @@ def test_what_workers_get(home: Path) -> None:
         "files": {"ca": "ca.pem", **named},
         "ca": ca,
         **pair,
-        "alpn": ["http/1.1"],
+        "alpn": ["h2", "http/1.1"],
         "min_version": "1.2",
     }
     before = snapshot["digest"]

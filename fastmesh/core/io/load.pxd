@@ -18,7 +18,7 @@ from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
     Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
     NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service,
-    Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
+    SVC_AUTO, SVC_HTTP1, SVC_HTTP2, Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, TLS1_3_VERSION
 from fastmesh.core.wire.tls_context cimport tls_context, tls_federate, tls_revoke
@@ -193,6 +193,11 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
         identity = hashlib.sha256(repr(d["tls_context"]).encode()).hexdigest().encode()
     out.reuse_retry = {"replayable": REUSE_REPLAYABLE, "idempotent": REUSE_IDEMPOTENT, "off": REUSE_OFF}[
         d.get("reuse_retry", "replayable")]
+    out.protocol = {"auto": SVC_AUTO, "http1": SVC_HTTP1, "http2": SVC_HTTP2}[d.get("protocol", "auto")]
+    out.mesh_connections = d.get("mesh_connections", 1)
+    http2 = d.get("http2") or {}
+    out.h2_ping_ms = http2.get("ping_interval_ms", 30000)
+    out.h2_ping_timeout_ms = http2.get("ping_timeout_ms", 10000)
     out.connect_timeout_ms = d["connect_timeout_ms"]
     out.response_timeout_ms = d["response_timeout_ms"]
     out.pool_idle_max = d["pool_idle_max"]
@@ -201,9 +206,10 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     out.endpoints = <Endpoint *>_block(s, max(1, len(endpoints)) * sizeof(Endpoint))
     for i in range(<uint32_t>len(endpoints)):
         _endpoint(s, &out.endpoints[i], endpoints[i])
-        # With TLS, what both sides of the connections prove and trust is part of what makes a pool the same.
+        # With TLS, what both sides of the connections prove and trust is part of what makes a pool the same; always
+        # the protocol that its connections may speak.
         key = b"\0".join([(d["name"] or "").encode(), <bytes>out.endpoints[i].text.ptr,
-                          d["tls"].encode(), identity if out.tls else b"",
+                          d.get("protocol", "auto").encode(), d["tls"].encode(), identity if out.tls else b"",
                           (d.get("spiffe_id") or "").encode() if out.tls else b""]).replace(b"\0", b"|")
         out.endpoints[i].pool = _upstream(w, pools, key)
         out.nendpoints += 1
@@ -238,6 +244,12 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     out.tcp_idle_timeout_ms = d["tcp_idle_timeout_ms"]
     out.max_connections = d["max_connections"]
     out.max_connection_age_ms = d.get("max_connection_age_ms", 0)
+    http2 = d.get("http2") or {}
+    out.http2 = http2.get("enabled", True) and out.protocol != PROTO_TCP and out.tls != TLS_PASSTHROUGH
+    out.grpc_web = d.get("grpc_web", False)
+    out.h2_max_streams = http2.get("max_concurrent_streams", 1000)
+    out.h2_ping_ms = http2.get("ping_interval_ms", 30000)
+    out.h2_ping_timeout_ms = http2.get("ping_timeout_ms", 10000)
     handshakes = d.get("handshakes") or {}
     out.max_handshakes = handshakes.get("max", 512)
     out.handshake_rate = handshakes.get("per_source", 0)

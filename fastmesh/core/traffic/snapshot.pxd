@@ -30,6 +30,11 @@ cdef enum:  # ForwardedMode
     FWD_REMOVE
     FWD_AUTO              # append where the caller sent one
 
+cdef enum:  # SvcProtocol
+    SVC_AUTO = 0          # TLS: by ALPN; plaintext: HTTP/1.1, but HTTP/2 for gRPC
+    SVC_HTTP1
+    SVC_HTTP2             # plaintext: by prior knowledge
+
 cdef enum:  # ReuseRetry
     REUSE_REPLAYABLE = 0
     REUSE_IDEMPOTENT
@@ -52,6 +57,7 @@ cdef struct Service:
     uint32_t slot
     void *tls_ctx         # SSL_CTX with TLS_PUBLIC, else NULL
     uint8_t tls           # enum TlsMode
+    uint8_t protocol      # enum SvcProtocol
     uint8_t reuse_retry   # enum ReuseRetry
     uint32_t nendpoints
     Endpoint *endpoints
@@ -60,6 +66,9 @@ cdef struct Service:
     uint32_t response_timeout_ms
     uint32_t pool_idle_max
     uint32_t pool_idle_timeout_ms
+    uint32_t mesh_connections     # HTTP/2 connections per endpoint, as long as its limit of streams allows
+    uint32_t h2_ping_ms   # 0: no sign of life is asked for
+    uint32_t h2_ping_timeout_ms
     ServiceRow *row
     Policy *policy        # NULL: no rules
 
@@ -74,6 +83,8 @@ cdef struct ListenerConf:
     uint8_t inbound
     uint8_t protocol      # enum Protocol
     uint8_t tls           # enum TlsMode
+    uint8_t http2         # clients may speak it; never with PROTO_TCP or TLS_PASSTHROUGH
+    uint8_t grpc_web      # is translated to gRPC
     uint8_t x_forwarded   # enum ForwardedMode
     uint8_t forwarded
     uint8_t via
@@ -91,6 +102,9 @@ cdef struct ListenerConf:
     uint32_t tcp_idle_timeout_ms
     uint32_t max_connections
     uint64_t max_connection_age_ms    # 0: as old as the certificates
+    uint32_t h2_max_streams   # open at once on one connection
+    uint32_t h2_ping_ms       # 0: no sign of life is asked for
+    uint32_t h2_ping_timeout_ms
     uint32_t max_handshakes   # under way at once; 0: no limit
     uint32_t handshake_rate   # a second, for each source; 0: no limit
 
