@@ -8,8 +8,8 @@ RUN_DRAINED: Final[int]
 # (metric name without the `fastmesh_` prefix, kind, help, labels); several rows may share a name.
 COUNTERS: Final[tuple[tuple[str, Literal["counter", "gauge"], str, dict[str, str]], ...]]
 SERVICE_COUNTERS: Final[tuple[tuple[str, Literal["counter", "gauge"], str, dict[str, str]], ...]]
-# (name, side, HTTP status, text) by reason number; number 0 is "none".
-REASONS: Final[tuple[tuple[str, str, int, str], ...]]
+# (name, side, HTTP status, text, gRPC status) by reason number; number 0 is "none".
+REASONS: Final[tuple[tuple[str, str, int, str, int], ...]]
 # Upper bounds of the latency histogram in seconds, without the last (infinite) one.
 LATENCY_BOUNDS: Final[tuple[float, ...]]
 # What is counted for each rule of `allow` and `deny`.

@@ -70,7 +70,7 @@ cdef tuple _reasons():
     cdef int i
     reasons_init(table)
     return tuple([((<bytes>table[i].name).decode(), _SIDES[table[i].side], <int>table[i].status,
-                   (<bytes>table[i].text).decode()) for i in range(R_COUNT)])
+                   (<bytes>table[i].text).decode(), <int>table[i].grpc) for i in range(R_COUNT)])
 
 
 REASONS = _reasons()

@@ -301,7 +301,7 @@ def _refusal(result: dict[str, Any]) -> str:
     from fastmesh._core import REASONS
 
     reason = result["reason"]
-    status, text = next((status, text) for name, _, status, text in REASONS if name == reason)
+    status, text = next((status, text) for name, _, status, text, _ in REASONS if name == reason)
     # Opaque connections are closed: there is nobody to read a status.
     shown = f"{status} " if status and result["protocol"] == "http" else ""
     return f"{shown}{reason} ({text})"

@@ -118,7 +118,7 @@ class Metrics(Collector):
             "Requests, connections and handshakes that did not end well, by reason and the side it lies on.",
             [
                 ({"reason": name, "side": side}, value)
-                for (name, side, _, _), value in zip(_core.REASONS[1:], sums[1:], strict=True)
+                for (name, side, *_), value in zip(_core.REASONS[1:], sums[1:], strict=True)
             ],
         )
 

@@ -13,6 +13,18 @@ from fastmesh._core import REASONS
 # Answers that would have nobody to read them: the status is the one that other proxies log, never sent.
 _NEVER_SENT: Final = (0, 499)
 
+# The names of gRPC's status codes, of those in the table.
+_GRPC: Final = {
+    1: "CANCELLED",
+    4: "DEADLINE_EXCEEDED",
+    7: "PERMISSION_DENIED",
+    8: "RESOURCE_EXHAUSTED",
+    12: "UNIMPLEMENTED",
+    13: "INTERNAL",
+    14: "UNAVAILABLE",
+    16: "UNAUTHENTICATED",
+}
+
 _SIDES: Final = {
     "local": "Decided by fastmesh itself.",
     "downstream": "The cause lies with the caller: its request, its connection, its certificate.",
@@ -54,6 +66,9 @@ no service of that name (no_service)
   request (at most 64 KiB) is still in the buffer, it is sent once more on a fresh connection and counted in
   `fastmesh_reused_dead_total`.
 - A response that is malformed is `upstream_bad_response`, whatever is wrong with it.
+- A gRPC call is answered with HTTP status 200 and a gRPC status, and the body's text is its `grpc-message`.
+  `UNAVAILABLE` stands where another try may go better, `DEADLINE_EXCEEDED` where time ran out for the answer,
+  `INTERNAL` where one of the peers broke the protocol.
 """
 
 
@@ -62,13 +77,21 @@ def page() -> str:
     parts = [_INTRODUCTION]
     for side, meaning in _SIDES.items():
         rows = [row for row in REASONS[1:] if row[1] == side]
-        table = "\n".join(f"| `{name}` | {_status(status)} | {text} |" for name, _, status, text in rows)
-        parts.append(f"## {side}\n\n{meaning}\n\n| reason | status | text |\n|---|---|---|\n{table}\n")
+        table = "\n".join(
+            f"| `{name}` | {_status(status)} | {_grpc(status, grpc)} | {text} |"
+            for name, _, status, text, grpc in rows
+        )
+        columns = "| reason | status | gRPC status | text |\n|---|---|---|---|"
+        parts.append(f"## {side}\n\n{meaning}\n\n{columns}\n{table}\n")
     return "\n".join(parts)
 
 
 def _status(status: int) -> str:
     return "–" if status in _NEVER_SENT else str(status)
+
+
+def _grpc(status: int, grpc: int) -> str:
+    return "–" if status in _NEVER_SENT else f"{grpc} {_GRPC[grpc]}"
 
 
 if __name__ == "__main__":

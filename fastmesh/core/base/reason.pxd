@@ -83,6 +83,8 @@ cdef enum:  # Reason
     R_INTERNAL
     R_IDENTITY_EXPIRED
     R_CERTIFICATES_OVER
+    R_DEADLINE
+    R_BAD_GRPC_WEB
     R_COUNT
 
 
@@ -106,7 +108,15 @@ cdef inline void _row(ReasonInfo *table, int reason, const char *name, int side,
 
 
 cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
-    """Fill `t[R_COUNT]`. gRPC codes follow the gRPC project's HTTP-to-gRPC status mapping."""
+    """Fill `t[R_COUNT]`.
+
+    The gRPC code says what a caller should do next. UNAVAILABLE (14) invites another try, so it stands where
+    the request went nowhere, or where the connection broke under it (which every gRPC library tells so);
+    DEADLINE_EXCEEDED (4) where the time for the answer ran out, since trying that again makes it worse;
+    INTERNAL (13) where a peer broke a protocol. A limit of ours is UNAVAILABLE: nothing was done, another proxy
+    or endpoint may have room. Only memory is RESOURCE_EXHAUSTED (8): it can run out in the middle of a request.
+    No row but the first may say OK (0).
+    """
     _row(t, R_NONE, b"none", SIDE_LOCAL, 0, 0, False, b"")
     _row(t, R_NO_ENDPOINT, b"no_endpoint", SIDE_LOCAL, 503, 14, True, b"the service has no endpoint that can be reached")
     _row(t, R_CONNECT_REFUSED, b"connect_refused", SIDE_UPSTREAM, 502, 14, True, b"the endpoint refused the connection")
@@ -127,7 +137,7 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_LINE_TOO_LONG, b"line_too_long", SIDE_DOWNSTREAM, 414, 13, False, b"the request line is longer than 16 KiB")
     _row(t, R_HEAD_TOO_LARGE, b"head_too_large", SIDE_DOWNSTREAM, 431, 13, False, b"the header section is larger than 64 KiB")
     _row(t, R_TOO_MANY_FIELDS, b"too_many_fields", SIDE_DOWNSTREAM, 431, 13, False, b"there are more than 128 header fields")
-    _row(t, R_PROTOCOL_UNKNOWN, b"protocol_unknown", SIDE_DOWNSTREAM, 0, 0, False, b"the first bytes are of no protocol that is served here")
+    _row(t, R_PROTOCOL_UNKNOWN, b"protocol_unknown", SIDE_DOWNSTREAM, 0, 13, False, b"the first bytes are of no protocol that is served here")
     _row(t, R_UPSTREAM_BAD_RESPONSE, b"upstream_bad_response", SIDE_UPSTREAM, 502, 13, False, b"the endpoint sent a malformed response")
     _row(t, R_UPSTREAM_HEAD_TOO_LARGE, b"upstream_head_too_large", SIDE_UPSTREAM, 502, 13, False, b"the endpoint sent too large a header section")
     _row(t, R_UPSTREAM_CLOSED, b"upstream_closed", SIDE_UPSTREAM, 502, 14, False, b"the endpoint closed the connection before it answered")
@@ -140,7 +150,7 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_CONNECT_NOT_ALLOWED, b"connect_not_allowed", SIDE_LOCAL, 405, 12, False, b"CONNECT is not routed here")
     _row(t, R_HEADER_TIMEOUT, b"header_timeout", SIDE_DOWNSTREAM, 408, 4, False, b"the header section did not arrive in time")
     _row(t, R_BODY_TIMEOUT, b"body_timeout", SIDE_DOWNSTREAM, 408, 4, False, b"the body did not arrive in time")
-    _row(t, R_IDLE_TIMEOUT, b"idle_timeout", SIDE_LOCAL, 0, 4, False, b"the connection was idle for too long")
+    _row(t, R_IDLE_TIMEOUT, b"idle_timeout", SIDE_LOCAL, 0, 14, False, b"the connection was idle for too long")
     _row(t, R_UPSTREAM_TIMEOUT, b"upstream_timeout", SIDE_UPSTREAM, 504, 4, False, b"the endpoint did not answer in time")
     _row(t, R_STREAM_TIMEOUT, b"stream_timeout", SIDE_UPSTREAM, 504, 4, False, b"nothing moved for too long")
     _row(t, R_TLS_NO_CERTIFICATE, b"tls_no_certificate", SIDE_DOWNSTREAM, 0, 16, False, b"the client presented no certificate")
@@ -151,8 +161,8 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_TLS_NOT_TLS, b"tls_not_tls", SIDE_DOWNSTREAM, 0, 16, False, b"the client did not speak TLS")
     _row(t, R_TLS_VERSION, b"tls_version", SIDE_DOWNSTREAM, 0, 16, False, b"the client offers no accepted TLS version or cipher")
     _row(t, R_TLS_HANDSHAKE, b"tls_handshake", SIDE_DOWNSTREAM, 0, 16, False, b"the TLS handshake with the client failed")
-    _row(t, R_TLS_TIMEOUT, b"tls_timeout", SIDE_DOWNSTREAM, 0, 4, False, b"the TLS handshake with the client took too long")
-    _row(t, R_TLS_BUSY, b"tls_busy", SIDE_LOCAL, 0, 8, False, b"too many TLS handshakes are under way on the listener")
+    _row(t, R_TLS_TIMEOUT, b"tls_timeout", SIDE_DOWNSTREAM, 0, 14, False, b"the TLS handshake with the client took too long")
+    _row(t, R_TLS_BUSY, b"tls_busy", SIDE_LOCAL, 0, 14, False, b"too many TLS handshakes are under way on the listener")
     _row(t, R_TLS_RATE, b"tls_rate", SIDE_DOWNSTREAM, 0, 8, False, b"too many TLS handshakes from the client's address")
     _row(t, R_UPSTREAM_TLS_UNTRUSTED, b"upstream_tls_untrusted", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate is not signed by a trusted authority")
     _row(t, R_UPSTREAM_TLS_EXPIRED, b"upstream_tls_expired", SIDE_UPSTREAM, 502, 14, True, b"the endpoint's certificate is not valid at this time")
@@ -162,8 +172,10 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_UPSTREAM_TLS_HANDSHAKE, b"upstream_tls_handshake", SIDE_UPSTREAM, 502, 14, True, b"the TLS handshake with the endpoint failed")
     _row(t, R_UPSTREAM_TLS_TIMEOUT, b"upstream_tls_timeout", SIDE_UPSTREAM, 504, 14, True, b"the TLS handshake with the endpoint took too long")
     _row(t, R_DRAINING, b"draining", SIDE_LOCAL, 503, 14, False, b"the proxy is shutting down")
-    _row(t, R_OVERLOADED, b"overloaded", SIDE_LOCAL, 503, 8, False, b"a limit of the proxy is reached")
+    _row(t, R_OVERLOADED, b"overloaded", SIDE_LOCAL, 503, 14, False, b"a limit of the proxy is reached")
     _row(t, R_NO_MEMORY, b"no_memory", SIDE_LOCAL, 503, 8, False, b"the proxy is out of memory")
     _row(t, R_INTERNAL, b"internal", SIDE_LOCAL, 500, 13, False, b"an error inside the proxy")
     _row(t, R_IDENTITY_EXPIRED, b"identity_expired", SIDE_LOCAL, 503, 14, True, b"the proxy's own certificate is over")
     _row(t, R_CERTIFICATES_OVER, b"certificates_over", SIDE_LOCAL, 0, 14, False, b"the certificates that the connection was made with are over")
+    _row(t, R_DEADLINE, b"deadline", SIDE_LOCAL, 504, 4, False, b"the caller's deadline is over")
+    _row(t, R_BAD_GRPC_WEB, b"bad_grpc_web", SIDE_DOWNSTREAM, 400, 13, False, b"the gRPC-Web body is not valid base64")
