@@ -76,6 +76,29 @@ cdef enum:  # Reason
     R_UPSTREAM_TLS_REFUSED
     R_UPSTREAM_TLS_HANDSHAKE
     R_UPSTREAM_TLS_TIMEOUT
+    # HTTP/2: what a peer's connection or stream ended with
+    R_H2_PROTOCOL
+    R_H2_FRAME_SIZE
+    R_H2_FLOW_CONTROL
+    R_H2_COMPRESSION
+    R_H2_SETTINGS_TIMEOUT
+    R_H2_PING_TIMEOUT
+    R_H2_RESET_FLOOD
+    R_H2_PROVOKED_FLOOD
+    R_H2_SETTINGS_FLOOD
+    R_H2_PING_FLOOD
+    R_H2_EMPTY_FLOOD
+    R_H2_PRIORITY_FLOOD
+    R_H2_WINDOW_FLOOD
+    R_H2_HEADER_FLOOD
+    R_H2_OUTPUT_FLOOD
+    R_STREAM_RESET
+    R_UPSTREAM_STREAM_RESET
+    R_UPSTREAM_STREAM_REFUSED
+    R_UPSTREAM_GOAWAY
+    R_UPSTREAM_H2_PROTOCOL
+    R_UPSTREAM_H2_FLOOD
+    R_UPSTREAM_PING_TIMEOUT
     # local
     R_DRAINING
     R_OVERLOADED
@@ -171,6 +194,28 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_UPSTREAM_TLS_REFUSED, b"upstream_tls_refused", SIDE_UPSTREAM, 502, 14, True, b"the endpoint refused our certificate")
     _row(t, R_UPSTREAM_TLS_HANDSHAKE, b"upstream_tls_handshake", SIDE_UPSTREAM, 502, 14, True, b"the TLS handshake with the endpoint failed")
     _row(t, R_UPSTREAM_TLS_TIMEOUT, b"upstream_tls_timeout", SIDE_UPSTREAM, 504, 14, True, b"the TLS handshake with the endpoint took too long")
+    _row(t, R_H2_PROTOCOL, b"h2_protocol_error", SIDE_DOWNSTREAM, 0, 13, False, b"the client broke the rules of HTTP/2")
+    _row(t, R_H2_FRAME_SIZE, b"h2_frame_size", SIDE_DOWNSTREAM, 0, 13, False, b"the client sent an HTTP/2 frame of a wrong size")
+    _row(t, R_H2_FLOW_CONTROL, b"h2_flow_control", SIDE_DOWNSTREAM, 0, 13, False, b"the client sent more than HTTP/2's flow control allows")
+    _row(t, R_H2_COMPRESSION, b"h2_compression", SIDE_DOWNSTREAM, 0, 13, False, b"the client sent a header block that cannot be decompressed")
+    _row(t, R_H2_SETTINGS_TIMEOUT, b"h2_settings_timeout", SIDE_DOWNSTREAM, 0, 4, False, b"the client did not acknowledge the HTTP/2 settings in time")
+    _row(t, R_H2_PING_TIMEOUT, b"h2_ping_timeout", SIDE_DOWNSTREAM, 0, 4, False, b"the client did not answer an HTTP/2 PING in time")
+    _row(t, R_H2_RESET_FLOOD, b"h2_reset_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client opened and reset too many HTTP/2 streams")
+    _row(t, R_H2_PROVOKED_FLOOD, b"h2_provoked_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client provoked too many resets of HTTP/2 streams")
+    _row(t, R_H2_SETTINGS_FLOOD, b"h2_settings_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client sent too many HTTP/2 SETTINGS")
+    _row(t, R_H2_PING_FLOOD, b"h2_ping_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client sent too many HTTP/2 PINGs")
+    _row(t, R_H2_EMPTY_FLOOD, b"h2_empty_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client sent too many empty HTTP/2 frames")
+    _row(t, R_H2_PRIORITY_FLOOD, b"h2_priority_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client sent too many HTTP/2 frames that mean nothing here")
+    _row(t, R_H2_WINDOW_FLOOD, b"h2_window_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client sent too many HTTP/2 WINDOW_UPDATEs")
+    _row(t, R_H2_HEADER_FLOOD, b"h2_header_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client sent an HTTP/2 header block without end")
+    _row(t, R_H2_OUTPUT_FLOOD, b"h2_output_flood", SIDE_DOWNSTREAM, 0, 8, False, b"the client asked for more HTTP/2 frames than it took")
+    _row(t, R_STREAM_RESET, b"stream_reset", SIDE_DOWNSTREAM, 499, 1, False, b"the client reset the HTTP/2 stream")
+    _row(t, R_UPSTREAM_STREAM_RESET, b"upstream_stream_reset", SIDE_UPSTREAM, 502, 14, False, b"the endpoint reset the HTTP/2 stream")
+    _row(t, R_UPSTREAM_STREAM_REFUSED, b"upstream_stream_refused", SIDE_UPSTREAM, 503, 14, True, b"the endpoint refused the HTTP/2 stream")
+    _row(t, R_UPSTREAM_GOAWAY, b"upstream_goaway", SIDE_UPSTREAM, 503, 14, True, b"the endpoint went away before it processed the request")
+    _row(t, R_UPSTREAM_H2_PROTOCOL, b"upstream_h2_protocol_error", SIDE_UPSTREAM, 502, 13, False, b"the endpoint broke the rules of HTTP/2")
+    _row(t, R_UPSTREAM_H2_FLOOD, b"upstream_h2_flood", SIDE_UPSTREAM, 502, 13, False, b"the endpoint flooded the HTTP/2 connection")
+    _row(t, R_UPSTREAM_PING_TIMEOUT, b"upstream_ping_timeout", SIDE_UPSTREAM, 504, 14, False, b"the endpoint did not answer an HTTP/2 PING in time")
     _row(t, R_DRAINING, b"draining", SIDE_LOCAL, 503, 14, False, b"the proxy is shutting down")
     _row(t, R_OVERLOADED, b"overloaded", SIDE_LOCAL, 503, 14, False, b"a limit of the proxy is reached")
     _row(t, R_NO_MEMORY, b"no_memory", SIDE_LOCAL, 503, 8, False, b"the proxy is out of memory")

@@ -396,7 +396,7 @@ cdef struct Worker:
     bint control_ready
     uint64_t log_random
     Ops ops
-    ReasonInfo reasons[80]        # R_COUNT of them
+    ReasonInfo reasons[96]        # R_COUNT of them
     Message msg                   # what a parser fills
     Message answer                # what our own answers are parsed into
     epoll_event events[64]        # TURN_EVENTS

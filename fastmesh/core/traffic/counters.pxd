@@ -81,7 +81,7 @@ cdef enum:
 
 cdef struct WorkerRow:
     uint64_t counters[64]     # enum Counter
-    uint64_t reasons[80]      # enum Reason
+    uint64_t reasons[96]      # enum Reason
 
 cdef struct ServiceRow:
     uint64_t counters[16]     # enum ServiceCounter

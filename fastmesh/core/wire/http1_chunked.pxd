@@ -185,6 +185,18 @@ cdef inline bint _belongs_in_head(const char *p, size_t n) noexcept nogil:
     return False
 
 
+cdef inline void http1_trailer_fields(Message *out) noexcept nogil:
+    """Mark the fields of a trailer section that only a head may carry, to stay behind."""
+    cdef uint8_t known
+    cdef int i
+    for i in range(out.nfields):
+        known = out.fields[i].id
+        if (known != F_DATE and known != F_SERVER if known != F_OTHER
+                else _belongs_in_head(out.base + out.fields[i].at, out.fields[i].name_len)):
+            out.fields[i].flags = FIELD_HOP
+            out.flags |= MSG_HAS_HOP
+
+
 cdef inline int http1_parse_trailers(const char *buf, size_t len, uint32_t *scan,
                                      Message *out) noexcept nogil:
     """The trailer section at buf: its length with the empty line (2 = none); 0 if not whole; -R_BAD_TRAILER.
@@ -197,8 +209,7 @@ cdef inline int http1_parse_trailers(const char *buf, size_t len, uint32_t *scan
     cdef const char *p = buf
     cdef const char *stop
     cdef Http1Seen seen
-    cdef int r, i
-    cdef uint8_t known
+    cdef int r
     if len == 0 or (scan[0] and len < HTTP1_MAX_TRAILER
                     and not http1_look(buf, end, scan, HTTP1_MAX_TRAILER_FIELDS)):
         return 0
@@ -218,11 +229,6 @@ cdef inline int http1_parse_trailers(const char *buf, size_t len, uint32_t *scan
     out.head_len = <uint32_t>(p - buf)
     out.framing = FRAMING_NONE
     out.length = 0
-    for i in range(out.nfields):
-        known = out.fields[i].id
-        if (known != F_DATE and known != F_SERVER if known != F_OTHER
-                else _belongs_in_head(buf + out.fields[i].at, out.fields[i].name_len)):
-            out.fields[i].flags = FIELD_HOP
-            out.flags |= MSG_HAS_HOP
+    http1_trailer_fields(out)
     scan[0] = 0
     return <int>(p - buf)

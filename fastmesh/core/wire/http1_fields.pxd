@@ -47,6 +47,8 @@ cdef inline void http1_clear(Message *out, const char *base) noexcept nogil:
     out.reason.len = 0
     out.upgrade.at = 0
     out.upgrade.len = 0
+    out.protocol.at = 0
+    out.protocol.len = 0
 
 
 cdef inline int http1_field_line(const char *base, const char *p, const char *end, Field *f) noexcept nogil:

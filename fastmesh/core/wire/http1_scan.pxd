@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmesh.core.wire.message cimport (
-    F_CONNECTION, F_CONTENT_LENGTH, F_CONTENT_TYPE, F_DATE, F_EXPECT, F_FORWARDED, F_HOST, F_KEEP_ALIVE,
+    F_CONNECTION, F_CONTENT_LENGTH, F_CONTENT_TYPE, F_COOKIE, F_DATE, F_EXPECT, F_FORWARDED, F_HOST, F_KEEP_ALIVE,
     F_OTHER, F_PROXY_AUTHENTICATE, F_PROXY_AUTHORIZATION, F_PROXY_CONNECTION, F_SERVER, F_TE, F_TRAILER,
     F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FASTMESH_REASON, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST,
     F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_PROTO,
@@ -149,6 +149,8 @@ cdef inline uint8_t _short_id(const char *p, size_t n) noexcept nogil:
             return F_SERVER
         if _low4(p) == fm_load32(b"expe") and _low4(p + 2) == fm_load32(b"pect"):
             return F_EXPECT
+        if _low4(p) == fm_load32(b"cook") and _low4(p + 2) == fm_load32(b"okie"):
+            return F_COOKIE
     elif n == 7:
         if _low4(p) == fm_load32(b"upgr") and _low4(p + 3) == fm_load32(b"rade"):
             return F_UPGRADE

@@ -57,6 +57,7 @@ cdef enum:  # FieldId
     F_PROXY_AUTHENTICATE
     F_CONTENT_TYPE
     F_X_FORWARDED_CLIENT_CERT
+    F_COOKIE
 
 cdef enum:  # FieldFlag
     FIELD_HOP = 1             # ends at this hop: hop-by-hop by definition or named by Connection
@@ -69,6 +70,7 @@ cdef enum:  # MessageFlag
     MSG_HTTP10 = 16           # the sender speaks HTTP/1.0
     MSG_INTERIM = 32          # a 1xx response other than 101
     MSG_HAS_HOP = 64          # at least one field carries FIELD_HOP
+    MSG_HTTP2 = 128           # it came over HTTP/2
 
 cdef struct Span:
     uint32_t at               # offset from Message.base
@@ -95,7 +97,8 @@ cdef struct Message:
     Span method_name
     Span path                 # requests: origin-form ("/a?b"), or "*"; absolute-form is reduced to it ("?b": "/?b")
     Span authority            # requests: from the absolute-form or CONNECT target, else the Host field's value
-    Span scheme               # requests: only from the absolute-form, else length 0
+    Span scheme               # requests: only from the absolute-form or HTTP/2's ":scheme", else length 0
     Span reason               # responses: the reason phrase
     Span upgrade              # the value of the Upgrade field, if MSG_UPGRADE or status 426
+    Span protocol             # requests over HTTP/2: ":protocol" of an extended CONNECT (RFC 8441), else length 0
     Field fields[128]         # MAX_FIELDS
