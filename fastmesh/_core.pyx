@@ -551,7 +551,7 @@ cdef class Worker:
         if conf.tls == TLS_PASSTHROUGH:
             r = pass_on(conf, <char *>work, len(work), &to)
             r = r if r < 0 else 0 if r else -R_TLS_HANDSHAKE
-        elif conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect(<char *>work, len(work)) == 1:
+        elif conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect(conf, <char *>work, len(work)) == 1:
             http = True
             r = http1_parse_request(<char *>work, len(work), &scan, m)
             r = r if r < 0 else 0 if r == <int>len(work) else -R_BAD_REQUEST_LINE
@@ -607,6 +607,9 @@ cdef class Worker:
             "clients": w.clients.in_use,
             "diallings": w.diallings.in_use,
             "parked": w.parked.in_use,
+            "http2": w.h2s.in_use,
+            "streams": w.h2_ends.in_use,
+            "heap": w.heap.in_use,
             "flows": w.flows.in_use,
             "tunnels": w.tunnels.in_use,
             "buffers": pool_in_use(&w.pool),

@@ -36,18 +36,26 @@ cdef inline int conn_write(Worker *w, Conn *c, const char *p, size_t n) noexcept
     return conn_queued(w, c)
 
 
+cdef inline Buf *body_taken(Worker *w, const char *p, size_t n) noexcept nogil:
+    """The buffer that these body bytes were read into, a reference, where taking it is worth while; else NULL."""
+    cdef Buf *b = w.handoff
+    if b == NULL or n < INPUT_SCRATCH // 4 * 3 or p < b.data or p + n > b.data + b.cap:
+        return NULL
+    w.handoff = NULL
+    b.start = <uint32_t>(p - b.data)
+    b.end = b.start + <uint32_t>n
+    b.cap = b.end                  # nothing may be appended: the input handler may still read what follows,
+    b.refs += 1                    # for which the reader keeps its own reference
+    return b
+
+
 cdef inline int conn_write_body(Worker *w, Conn *c, const char *p, size_t n) noexcept nogil:
     """Queue body bytes: takes the buffer they were read into where that is worth it, copies otherwise."""
-    cdef Buf *b = w.handoff
-    if b != NULL and n >= INPUT_SCRATCH // 4 * 3 and p >= b.data and p + n <= b.data + b.cap:
-        w.handoff = NULL
-        b.start = <uint32_t>(p - b.data)
-        b.end = b.start + <uint32_t>n
-        b.cap = b.end              # nothing may be appended: the input handler may still read what follows,
-        b.refs += 1                # for which the reader keeps its own reference
-        queue_push(&c.tx, b)
-        return conn_queued(w, c)
-    return conn_write(w, c, p, n)
+    cdef Buf *b = body_taken(w, p, n)
+    if b == NULL:
+        return conn_write(w, c, p, n)
+    queue_push(&c.tx, b)
+    return conn_queued(w, c)
 
 
 cdef inline int _send_queue(Worker *w, Conn *c, Queue *q) noexcept nogil:
@@ -105,9 +113,27 @@ cdef inline void conn_output_failed(Worker *w, Conn *c, int err) noexcept nogil:
     conn_fail_io(w, c, err)
 
 
+cdef inline int _send(Worker *w, Conn *c) noexcept nogil:
+    """What is queued, as far as the kernel takes it. 0, or -errno; with the connection closed: TLS has failed."""
+    cdef int r = 0
+    if not c.flags & C_TLS:
+        return _send_queue(w, c, &c.tx) if c.flags & C_WRITABLE else 0
+    if c.wire.bytes > 0 and c.flags & C_WRITABLE:
+        r = _send_queue(w, c, &c.wire)
+    while r == 0 and c.tx.bytes > 0 and c.wire.bytes == 0 and c.flags & C_WRITABLE:
+        w.tls.out_len = 0
+        r = conn_encrypt(w, c)
+        if r < 0:
+            conn_fail_tls(w, c, -r)
+            return r
+        r = conn_send_wire(w, c)
+    return r
+
+
 cdef inline void conn_flush(Worker *w, Conn *c) noexcept nogil:
     """Write what is queued as far as the kernel takes it, then do what was waiting for that."""
-    cdef int r = 0
+    cdef int r
+    cdef bint more = False
     if c.flags & C_CONNECTING:
         return                                     # on_ready flushes
     if c.flags & C_HANDSHAKE:
@@ -117,20 +143,17 @@ cdef inline void conn_flush(Worker *w, Conn *c) noexcept nogil:
             if r < 0:
                 conn_fail_io(w, c, -r)
         return
-    if c.flags & C_TLS:
-        if c.wire.bytes > 0 and c.flags & C_WRITABLE:
-            r = _send_queue(w, c, &c.wire)
-        while r == 0 and c.tx.bytes > 0 and c.wire.bytes == 0 and c.flags & C_WRITABLE:
-            w.tls.out_len = 0
-            r = conn_encrypt(w, c)
-            if r < 0:
-                conn_fail_tls(w, c, -r)
+    while True:
+        if c.ops != NULL and c.ops.on_flush != NULL:
+            more = c.ops.on_flush(w, c)
+            if c.flags & C_DEAD:
                 return
-            r = conn_send_wire(w, c)
-    elif c.flags & C_WRITABLE:
-        r = _send_queue(w, c, &c.tx)
+        r = _send(w, c)
+        if r != 0 or not more or conn_queued_bytes(c) > 0:
+            break
     if r < 0:
-        conn_output_failed(w, c, -r)
+        if not c.flags & C_DEAD:
+            conn_output_failed(w, c, -r)
         return
     if c.flags & C_TX_HIGH and conn_queued_bytes(c) <= TX_LOW:
         c.flags &= ~<uint32_t>C_TX_HIGH

@@ -5,28 +5,29 @@
 # sends is kept by the exchange. Then the codec takes the Conn over, and what was kept is played into its End. A
 # Dialling that nobody waits for any more is closed.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
 from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_TIMEOUT, R_IDENTITY_EXPIRED, R_NO_MEMORY, R_UPSTREAM_CLOSED, R_UPSTREAM_TLS_HANDSHAKE,
-    R_UPSTREAM_TLS_TIMEOUT,
+    R_CONNECT_TIMEOUT, R_IDENTITY_EXPIRED, R_NO_MEMORY, R_UPSTREAM_CLOSED, R_UPSTREAM_NOT_HTTP2,
+    R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport identity_over
 from fastmesh.core.io.connection cimport conn_close
-from fastmesh.core.io.exchange cimport exchange_play, exchange_upstream_failed
-from fastmesh.core.io.h1_client cimport h1_client_open, h1_client_take
+from fastmesh.core.io.exchange cimport exchange_dial_again, exchange_play, exchange_upstream_failed
+from fastmesh.core.io.h1_client cimport h1_client_open, h1_client_spare, h1_client_take
+from fastmesh.core.io.h2_client cimport h2_client_open, h2_client_take, h2_client_usable
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_HANDSHAKE, Conn, ConnOps, Dialling, End, EndOps, Exchange, H1Client, Parked, TX_HIGH, Upstream,
-    Worker, X_PARKED, X_TUNNEL,
+    C_CONNECTING, C_HANDSHAKE, C_TLS, Conn, ConnOps, Dialling, End, EndOps, Exchange, H1Client, H2Conn, Parked,
+    SPEAKS_H1, SPEAKS_H2, TX_HIGH, Upstream, Worker, X_PARKED, X_TUNNEL,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
 from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE
 from fastmesh.core.wire.message cimport Message
-from fastmesh.core.wire.tls cimport TLS_ALPN_H1
+from fastmesh.core.wire.tls cimport TLS_ALPN_H2, tls_alpn
 
 
 cdef inline Dialling *dialling_of_all(Node *n) noexcept nogil:
@@ -89,8 +90,9 @@ cdef inline void _failed(Worker *w, Conn *c, int reason) noexcept nogil:
         exchange_upstream_failed(w, x, reason, False)
 
 
-cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int *reason) noexcept nogil:
-    """Begin to connect to the endpoint of `x`; nobody waits yet. NULL and a reason."""
+cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int offers, int *reason) noexcept nogil:
+    """Begin to connect to the endpoint of `x`, to speak one of `offers` (enum Speaks); nobody waits yet. NULL and a
+    reason."""
     cdef Service *s = x.service
     cdef Upstream *u = <Upstream *>x.endpoint.pool
     cdef Dialling *d
@@ -106,7 +108,7 @@ cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int *reason) noexce
     if c == NULL:
         slab_put(&w.diallings, d)
         return NULL
-    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u, TLS_ALPN_H1) != 0:
+    if s.tls != TLS_NONE and upstream_tls(w, c, x.snapshot, s, u, <uint8_t>offers) != 0:
         conn_close(w, c)
         slab_put(&w.diallings, d)
         reason[0] = R_UPSTREAM_TLS_HANDSHAKE
@@ -117,6 +119,9 @@ cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int *reason) noexce
     d.row = s.row
     d.pool.idle_ms = s.pool_idle_timeout_ms
     d.pool.idle_max = s.pool_idle_max
+    d.ping_ms = s.h2_ping_ms
+    d.ping_timeout_ms = s.h2_ping_timeout_ms
+    d.offers = <uint8_t>offers
     list_init(&d.waiting)
     list_append(&u.dialling, &d.all)
     u.nconns += 1
@@ -147,23 +152,64 @@ cdef inline int dialling_wait(Worker *w, Dialling *d, Exchange *x) noexcept nogi
 cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
     """It stands: what waited goes on it, and leaves with this turn's flush."""
     cdef Dialling *d = <Dialling *>c.owner
-    cdef Node waiting
-    cdef H1Client *h
-    cdef Exchange *x
+    cdef bint h2 = tls_alpn(&c.tls) == TLS_ALPN_H2 if c.flags & C_TLS else d.offers == SPEAKS_H2
+    if d.offers == SPEAKS_H2 and not h2:
+        _failed(w, c, R_UPSTREAM_NOT_HTTP2)
+        return
     d.row.counters[S_CONNECTS] += 1
-    h = h1_client_open(w, c, d.upstream, &d.pool)
+    if d.offers & SPEAKS_H2 and c.flags & C_TLS:
+        d.upstream.speaks = SPEAKS_H2 if h2 else SPEAKS_H1
+    if h2:
+        _ready_h2(w, d)
+    else:
+        _ready_h1(w, d)
+
+
+cdef inline void _ready_h2(Worker *w, Dialling *d) noexcept nogil:
+    """As many as the endpoint takes for now go on it as streams."""
+    cdef Node waiting
+    cdef Exchange *x
+    cdef H2Conn *h = h2_client_open(w, d.conn, d)
     if h == NULL:
-        _failed(w, c, R_NO_MEMORY)
+        _failed(w, d.conn, R_NO_MEMORY)
+        return
+    _waiting_away(d, &waiting)
+    _free(w, d)
+    while True:
+        x = _next_waiting(w, &waiting)
+        if x == NULL:
+            return
+        if h2_client_usable(h) and h2_client_take(w, h, x) == 0:
+            exchange_play(w, x)
+        else:
+            exchange_dial_again(w, x)
+
+
+cdef inline void _ready_h1(Worker *w, Dialling *d) noexcept nogil:
+    """The first that waits gets it; the others, who had hoped to share it, one of their own."""
+    cdef Node waiting
+    cdef Exchange *x
+    cdef H1Client *h = h1_client_open(w, d.conn, d.upstream, &d.pool)
+    if h == NULL:
+        _failed(w, d.conn, R_NO_MEMORY)
         return
     _waiting_away(d, &waiting)
     _free(w, d)
     x = _next_waiting(w, &waiting)
+    if x == NULL:
+        h1_client_spare(w, h)
+        return
     h1_client_take(w, h, x)
     if x.flags & X_TUNNEL:
         x.flags &= ~<uint32_t>X_PARKED
         w.ops.upgrade(w, x, NULL, 0)
     else:
         exchange_play(w, x)
+    while True:
+        x = _next_waiting(w, &waiting)
+        if x == NULL:
+            return
+        exchange_dial_again(w, x)
 
 
 cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
@@ -199,7 +245,7 @@ cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil
     return 0
 
 
-cdef inline void _end_abort(Worker *w, End *e, int reason) noexcept nogil:
+cdef inline void _end_abort(Worker *w, End *e, int reason, uint32_t code) noexcept nogil:
     cdef Parked *p = <Parked *>e
     cdef Dialling *d = p.on
     list_remove(&p.node)
@@ -209,7 +255,7 @@ cdef inline void _end_abort(Worker *w, End *e, int reason) noexcept nogil:
 
 
 cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
-    _end_abort(w, e, 0)
+    _end_abort(w, e, 0, 0)
 
 
 cdef inline void _end_resume(Worker *w, End *e) noexcept nogil:

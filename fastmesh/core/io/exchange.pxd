@@ -14,36 +14,37 @@
 # died without a byte of answer and the request is still here whole, once and on a fresh connection.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset
-from libc.time cimport gmtime_r, strftime, time, time_t, tm
+from libc.string cimport memset
 
-from fastmesh.core.base.buffer cimport BUF_SMALL, Buf, buf_drop, buf_get
+from fastmesh.core.base.buffer cimport Buf, buf_drop
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_NOT_ALLOWED, R_DENIED, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
+    R_CONNECT_NOT_ALLOWED, R_DEADLINE, R_DENIED, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
     R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.shared cimport Shared, shared_put, shared_ref
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
+from fastmesh.core.io.account cimport account, exchange_keep_log
+from fastmesh.core.io.answer cimport answer
 from fastmesh.core.io.kept cimport kept_body, kept_drop, kept_trailers, message_copy, message_of
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
-    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_HEAD_SENT, X_LOG, X_OPAQUE,
-    X_PARKED, X_REQ_DONE, X_RESP_DONE, X_REUSED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
+    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_GRPC, X_HEAD_SENT,
+    X_PARKED, X_REQ_DONE, X_RESP_DONE, X_REUSED, X_SHARED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
-    G_EXCHANGES, LogRecord, S_ACTIVE, S_BYTES_RECEIVED, S_BYTES_SENT, S_CONNECT_FAILURES, S_LOCAL, S_RETRIES,
-    S_REUSED_DEAD, S_STATUS_1XX, S_STATUS_NONE, ServiceRow, latency_bucket, ring_write,
+    G_EXCHANGES, S_ACTIVE, S_CONNECT_FAILURES, S_LOCAL, S_RETRIES, S_REUSED_DEAD,
 )
 from fastmesh.core.traffic.route cimport route
-from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF, Text
-from fastmesh.core.wire.http1 cimport http1_parse_response
+from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF
+from fastmesh.core.wire.grpc cimport GRPC_CALL, grpc_content_type, grpc_deadline
 from fastmesh.core.wire.message cimport (
-    MSG_HTTP10, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, Message,
+    MSG_HTTP10, MSG_HTTP2, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_POST, M_PUT, M_TRACE,
+    Message,
 )
 
 
@@ -53,91 +54,19 @@ cdef inline Exchange *exchange_of_all(void *node) noexcept nogil:
 
 # ---------------------------------------------------------------- the end
 
-cdef inline void _put(const char **strings, uint16_t *lengths, int at, const Text *text) noexcept nogil:
-    strings[at] = text.ptr if text != NULL else NULL
-    lengths[at] = <uint16_t>text.len if text != NULL else 0
-
-
-cdef inline void _log(Worker *w, Exchange *x) noexcept nogil:
-    """One record for the access log, into the ring that the agent drains."""
-    cdef LogRecord rec
-    cdef const char *strings[9]
-    cdef uint16_t lengths[9]
-    cdef const char *p = x.log.data
-    cdef int i
-    memset(&rec, 0, sizeof(LogRecord))
-    rec.status = x.status
-    rec.reason = x.reason
-    rec.wall_us = x.start_us + w.wall_us
-    rec.duration_us = w.now_us - x.start_us
-    rec.bytes_in = x.bytes_in
-    rec.bytes_out = x.bytes_out
-    rec.snapshot = x.snapshot.number
-    rec.retries = x.retries
-    rec.version = x.version
-    # method, authority, path, source: positions 2, 3, 4, 5 of the record's strings
-    for i in range(4):
-        strings[2 + i] = p
-        lengths[2 + i] = x.log_len[i]
-        p += x.log_len[i]
-    _put(strings, lengths, 0, &x.conf.name)
-    _put(strings, lengths, 1, &x.service.name if x.service != NULL else NULL)
-    _put(strings, lengths, 6, &x.endpoint.text if x.endpoint != NULL else NULL)
-    strings[7] = NULL
-    lengths[7] = 0
-    if x.identity != NULL:
-        strings[7] = x.identity.text
-        lengths[7] = <uint16_t>x.identity.len
-    rec.listener_len = lengths[0]
-    rec.service_len = lengths[1]
-    rec.method_len = lengths[2]
-    rec.authority_len = lengths[3]
-    rec.path_len = lengths[4]
-    rec.source_len = lengths[5]
-    rec.upstream_len = lengths[6]
-    rec.identity_len = lengths[7]
-    _put(strings, lengths, 8, &x.decision.rule.name if x.decision.rule != NULL else NULL)
-    rec.rule_len = lengths[8]
-    rec.verdict = x.decision.verdict
-    rec.audit = x.decision.audit
-    rec.by_service = x.decision.service
-    ring_write(w.ring, &rec, strings, lengths, 9)
-
-
 cdef inline void exchange_drop_kept(Worker *w, Exchange *x) noexcept nogil:
     """There will be no other try."""
     if x.kept.head != NULL:
         kept_drop(&w.pool, &x.kept)
 
 
-cdef inline void _account(Worker *w, Exchange *x) noexcept nogil:
-    """Everything that is counted about an exchange, once, when it ends."""
-    cdef ServiceRow *row
-    cdef uint64_t us
-    cdef uint32_t k
-    if x.reason:
-        w.row.reasons[x.reason] += 1
-    if x.service != NULL:
-        row = x.service.row
-        row.counters[S_BYTES_SENT] += x.bytes_in
-        row.counters[S_BYTES_RECEIVED] += x.bytes_out
-        row.counters[S_ACTIVE] -= 1
-        if not x.flags & X_OPAQUE:
-            us = w.now_us - x.start_us
-            k = x.status // 100
-            row.counters[S_STATUS_1XX + k - 1 if 1 <= k <= 5 else S_STATUS_NONE] += 1
-            row.latency[latency_bucket(us)] += 1
-            row.latency_sum_us += us
-    if x.flags & X_LOG:
-        _log(w, x)
-
-
 cdef inline void exchange_free(Worker *w, Exchange *x) noexcept nogil:
-    _account(w, x)
+    account(w, x)
     exchange_drop_kept(w, x)
     if x.log != NULL:
         buf_drop(&w.pool, x.log)
     list_remove(&x.all)
+    timer_stop(&w.wheel, &x.deadline)
     shared_put(&w.identities, x.identity)
     snapshot_unref(w, x.snapshot)
     w.row.counters[G_EXCHANGES] -= 1
@@ -153,7 +82,7 @@ cdef inline void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         if x.flags & X_REQ_DONE:
             up.ops.release(w, up)
         else:
-            up.ops.abort(w, up, R_NONE)        # answered early: it gets no more of the request
+            up.ops.abort(w, up, R_NONE, 0)        # answered early: it gets no more of the request
     down.ex = NULL
     exchange_free(w, x)
     down.ops.release(w, down)
@@ -163,70 +92,15 @@ cdef inline void exchange_cut(Worker *w, Exchange *x, int reason) noexcept nogil
     """Give both ends up: nothing sensible can be said any more."""
     cdef End *up = x.up
     cdef End *down = x.down
+    cdef uint32_t code = x.reset
     if not x.reason:
         x.reason = <uint16_t>reason
     if up != NULL:
         up.ex = NULL
-        up.ops.abort(w, up, reason)
+        up.ops.abort(w, up, reason, code)
     down.ex = NULL
     exchange_free(w, x)
-    down.ops.abort(w, down, reason)
-
-
-# ---------------------------------------------------------------- our own answers
-
-cdef inline const char *_phrase(int status) noexcept nogil:
-    """Reason phrases (RFC 9110 15) of the statuses in the reason table."""
-    if status == 400: return b"Bad Request"
-    if status == 403: return b"Forbidden"
-    if status == 404: return b"Not Found"
-    if status == 405: return b"Method Not Allowed"
-    if status == 408: return b"Request Timeout"
-    if status == 414: return b"URI Too Long"
-    if status == 431: return b"Request Header Fields Too Large"
-    if status == 500: return b"Internal Server Error"
-    if status == 502: return b"Bad Gateway"
-    if status == 503: return b"Service Unavailable"
-    if status == 504: return b"Gateway Timeout"
-    if status == 505: return b"HTTP Version Not Supported"
-    return b""
-
-
-cdef inline int answer(Worker *w, End *down, int reason, const char *service, size_t service_len,
-                       int method) noexcept nogil:
-    """Send our own answer for `reason` to `down`: a short text that names the service and the reason. 0, or
-    -1: it could not be queued whole."""
-    cdef char head[512]
-    cdef char body[512]
-    cdef char date[64]
-    cdef time_t now = time(NULL)
-    cdef tm parts
-    cdef uint32_t scan = 0
-    cdef int status = w.reasons[reason].status
-    cdef int n
-    cdef int m
-    gmtime_r(&now, &parts)
-    strftime(date, sizeof(date), b"%a, %d %b %Y %H:%M:%S GMT", &parts)
-    if service_len > 255:
-        service_len = 255
-    if service_len > 0:
-        n = snprintf(body, sizeof(body), b"%.*s: %s (%s)\n", <int>service_len, service, w.reasons[reason].text,
-                     w.reasons[reason].name)
-    else:
-        n = snprintf(body, sizeof(body), b"%s (%s)\n", w.reasons[reason].text, w.reasons[reason].name)
-    # RFC 9110 15.5.6: a 405 names the methods that are allowed; every other one is.
-    m = snprintf(head, sizeof(head),
-                 b"HTTP/1.1 %d %s\r\ndate: %s\r\nx-fastmesh-reason: %s\r\n%s"
-                 b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n",
-                 status, _phrase(status), date, w.reasons[reason].name,
-                 b"allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n" if status == 405 else b"", n)
-    if http1_parse_response(head, m, &scan, method, &w.answer) <= 0:
-        return -1
-    if down.ops.head(w, down, &w.answer) < 0:
-        return -1
-    if method != M_HEAD and down.ops.data(w, down, body, n) < 0:
-        return -1
-    return -1 if down.ops.finish(w, down, NULL) < 0 else 0
+    down.ops.abort(w, down, reason, code)
 
 
 cdef inline void exchange_fail(Worker *w, Exchange *x, int reason) noexcept nogil:
@@ -235,19 +109,18 @@ cdef inline void exchange_fail(Worker *w, Exchange *x, int reason) noexcept nogi
     if not x.reason:
         x.reason = <uint16_t>reason
     if x.flags & X_HEAD_SENT or w.reasons[reason].status == 0 or w.reasons[reason].side == SIDE_DOWNSTREAM and (
-            w.reasons[reason].status == 499):
+            w.reasons[reason].status == 499) or x.reset and x.flags & X_GRPC:
         exchange_cut(w, x, reason)
         return
     if up != NULL:
         x.up = NULL
         up.ex = NULL
-        up.ops.abort(w, up, reason)
+        up.ops.abort(w, up, reason, 0)
     x.status = w.reasons[reason].status
     x.flags |= X_FAILING | X_HEAD_SENT
     if x.service != NULL:
         x.service.row.counters[S_LOCAL] += 1
-    if answer(w, x.down, reason, x.service.name.ptr if x.service != NULL else NULL,
-              x.service.name.len if x.service != NULL else 0, x.method) < 0:
+    if answer(w, x.down, x, reason) < 0:
         exchange_cut(w, x, reason)
     else:
         exchange_end(w, x)
@@ -255,44 +128,22 @@ cdef inline void exchange_fail(Worker *w, Exchange *x, int reason) noexcept nogi
 
 # ---------------------------------------------------------------- downstream calls
 
-cdef inline bint _sampled(Worker *w, double rate) noexcept nogil:
-    """True for about `rate` of the calls (xorshift64*)."""
-    if rate >= 1.0:
-        return True
-    w.log_random ^= w.log_random >> 12
-    w.log_random ^= w.log_random << 25
-    w.log_random ^= w.log_random >> 27
-    return <double>((w.log_random * <uint64_t>2685821657736338717) >> 11) * (1.0 / 9007199254740992.0) < rate
+cdef inline void _too_late(void *worker, Timer *t) noexcept nogil:
+    """The caller waits no longer."""
+    exchange_fail(<Worker *>worker, <Exchange *>(<char *>t - <size_t>&(<Exchange *>NULL).deadline), R_DEADLINE)
 
 
-cdef inline void exchange_keep_log(Worker *w, Exchange *x, Message *m) noexcept nogil:
-    """If this one is to be logged, copy what the log shall say of `m` (NULL: opaque TCP). Long names are cut."""
-    cdef char *p
-    cdef size_t n[4]
-    cdef const char *src[4]
-    cdef int i
-    if x.snapshot.log_sample <= 0 or not _sampled(w, x.snapshot.log_sample):
+cdef inline void _call(Worker *w, Exchange *x, const Message *m) noexcept nogil:
+    """A POST: is it a gRPC call? Then the time that its caller gives it runs from here."""
+    cdef size_t at
+    cdef size_t n
+    cdef uint64_t us
+    cdef int field
+    if grpc_content_type(m, &field, &at, &n) != GRPC_CALL:
         return
-    x.log = buf_get(&w.pool, BUF_SMALL)
-    if x.log == NULL:
-        return
-    memset(n, 0, sizeof(n))
-    if m != NULL:
-        src[0] = m.base + m.method_name.at
-        n[0] = m.method_name.len if m.method_name.len < 64 else 64
-        src[1] = m.base + m.authority.at
-        n[1] = m.authority.len if m.authority.len < 256 else 256
-        src[2] = m.base + m.path.at
-        n[2] = m.path.len if m.path.len < 1536 else 1536
-    src[3] = x.peer.text
-    n[3] = x.peer.len
-    p = x.log.data
-    for i in range(4):
-        if n[i]:
-            memcpy(p, src[i], n[i])
-        x.log_len[i] = <uint16_t>n[i]
-        p += n[i]
-    x.flags |= X_LOG
+    x.flags |= X_GRPC
+    if grpc_deadline(m, &us) > 0:
+        timer_start(&w.wheel, &x.deadline, w.now_ms + us // 1000)
 
 
 cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Shared *identity, Peer *peer) noexcept nogil:
@@ -310,6 +161,7 @@ cdef inline Exchange *exchange_open(Worker *w, End *down, Listener *l, Shared *i
     x.identity = shared_ref(identity)
     x.start_us = w.now_us
     x.peer = peer
+    timer_init(&x.deadline, _too_late)
     list_append(&w.all_exchanges, &x.all)
     w.row.counters[G_EXCHANGES] += 1
     return x
@@ -326,9 +178,11 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
     down.ex = x
     x.method = m.method
     x.framing = m.framing
-    x.version = 10 if m.flags & MSG_HTTP10 else 11
+    x.version = 20 if m.flags & MSG_HTTP2 else 10 if m.flags & MSG_HTTP10 else 11
     if fm_unlikely(x.snapshot.log_sample > 0):
         exchange_keep_log(w, x, m)
+    if m.method == M_POST:
+        _call(w, x, m)
     x.service = route(x.snapshot, conf, m.base + m.authority.at, m.authority.len)
     if x.service == NULL:
         exchange_fail(w, x, R_NO_SERVICE)
@@ -381,13 +235,22 @@ cdef inline bint _next(Worker *w, Exchange *x, int reason) noexcept nogil:
         x.retries += 1
         x.service.row.counters[S_RETRIES] += 1
         x.endpoint = balance(x.service)
-        x.flags &= ~<uint32_t>(X_REUSED | X_PARKED)
+        x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
         r = w.ops.dial(w, x)
         if r >= 0:
             return True
         x.service.row.counters[S_CONNECT_FAILURES] += 1
     exchange_fail(w, x, -r)
     return False
+
+
+cdef inline void exchange_dial_again(Worker *w, Exchange *x) noexcept nogil:
+    """The connection that a parked one waited for is not for it: another one to the same endpoint."""
+    cdef int r
+    x.flags &= ~<uint32_t>X_PARKED
+    r = w.ops.dial(w, x)
+    if (r >= 0 or _next(w, x, -r)) and not x.flags & (X_PARKED | X_TUNNEL):
+        exchange_play(w, x)
 
 
 cdef inline void exchange_play(Worker *w, Exchange *x) noexcept nogil:
@@ -516,7 +379,7 @@ cdef inline void _again(Worker *w, Exchange *x, int reason) noexcept nogil:
     x.retries += 1
     x.service.row.counters[S_REUSED_DEAD] += 1
     x.service.row.counters[S_RETRIES] += 1
-    x.flags &= ~<uint32_t>(X_REUSED | X_PARKED)
+    x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
     x.flags |= X_FRESH
     x.tries = 1
     r = w.ops.dial(w, x)
@@ -545,8 +408,9 @@ cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bi
     if ((reason == R_UPSTREAM_CLOSED or reason == R_UPSTREAM_RESET) and x.flags & X_REUSED
             and not x.flags & X_BYTE_SEEN and x.kept.head != NULL and x.flags & X_REQ_DONE
             and x.service.reuse_retry != REUSE_OFF
-            and (x.service.reuse_retry != REUSE_IDEMPOTENT or _idempotent(x.method))):
-        # The endpoint closed a connection that it had kept open, as it may at any time (RFC 9112 9.3.1, 9.5).
+            and (x.service.reuse_retry != REUSE_IDEMPOTENT and not x.flags & X_SHARED or _idempotent(x.method))):
+        # The endpoint closed a connection that it had kept open, as it may at any time (RFC 9112 9.3.1, 9.5). On one
+        # that serves others too this is no race: HTTP/2 says which requests it has not looked at.
         _again(w, x, reason)
         return
     if reason == R_UPSTREAM_TRUNCATED or x.flags & X_HEAD_SENT:

@@ -344,7 +344,7 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
         n += http1_copy_fields(p + n, m)
     if x.conf.via:
         # Behind the ones received: the field tells the order of the hops (RFC 9110 7.6.3).
-        n += http1_write_via(p + n, x.version == 10)
+        n += http1_write_via(p + n, x.version)
     if fm_unlikely(m.flags & (MSG_TE_TRAILERS | MSG_UPGRADE)):
         if m.flags & MSG_UPGRADE:
             n += http1_write_upgrade(p + n, m)
@@ -416,7 +416,14 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
         h1_client_destroy(w, h1_client_of_idle(u.idle.prev))
 
 
-cdef inline void _end_abort(Worker *w, End *e, int reason) noexcept nogil:
+cdef inline void h1_client_spare(Worker *w, H1Client *h) noexcept nogil:
+    """Nobody wants it right now: into the pool."""
+    h.keep_alive = 1
+    h.state = H1_DONE
+    _end_release(w, &h.end)
+
+
+cdef inline void _end_abort(Worker *w, End *e, int reason, uint32_t code) noexcept nogil:
     h1_client_destroy(w, <H1Client *>e)
 
 

@@ -13,7 +13,9 @@ from fastmesh.core.base.reason cimport (
     R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_HEADER_TIMEOUT, R_NO_MEMORY, R_STREAM_TIMEOUT,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
+from fastmesh.core.io.account cimport exchange_keep_log
 from fastmesh.core.io.age cimport conn_suffices
+from fastmesh.core.io.answer cimport answer
 from fastmesh.core.io.connection cimport (
     conn_backlog, conn_close, conn_deadline, conn_end_output, conn_finish, conn_held_up, conn_pause,
     conn_queued_bytes, conn_resume, conn_resume_input, conn_timeout,
@@ -24,11 +26,11 @@ from fastmesh.core.io.downstream cimport (
     DRAIN_GRACE_MS, downstream_await, downstream_forget, downstream_free, downstream_is_old,
 )
 from fastmesh.core.io.exchange cimport (
-    answer, exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_kept, exchange_free,
-    exchange_keep_log, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
+    exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_kept, exchange_free, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
+from fastmesh.core.io.h2_server cimport h2_server_open
 from fastmesh.core.io.state cimport (
     C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TX_HIGH, Conn, ConnOps, Downstream, End,
     EndOps, Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
@@ -41,12 +43,13 @@ from fastmesh.core.wire.http1_chunked cimport (
 )
 from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.http1_write cimport (
-    http1_copy_fields, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
+    http1_copy_fields, http1_has_field, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10,
-    MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_GET, M_HEAD, Message,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2,
+    MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_HEAD, Message,
 )
+from fastmesh.core.wire.preface cimport PREFACE_HERE, PREFACE_MORE, preface_here
 
 
 cdef enum:
@@ -110,7 +113,7 @@ cdef inline void _refuse(Worker *w, H1Server *h, int reason) noexcept nogil:
     h.keep_alive = 0
     h.head_only = 0
     h.http10 = 0
-    answer(w, &h.end, reason, NULL, 0, M_GET)
+    answer(w, &h.end, NULL, reason)
     _linger(w, h)
 
 
@@ -131,6 +134,15 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
             if c.flags & C_TX_HIGH:             # it does not read its answers: no more requests until it does
                 conn_pause(c)
                 return used
+            if fm_unlikely(not h.served) and h.client.listener.conf.http2:
+                r = preface_here(p + used, n - used)
+                if r == PREFACE_HERE:
+                    _go_http2(w, h)
+                    return n if c.flags & C_DEAD else used
+                if r == PREFACE_MORE:
+                    if c.idle_ms:
+                        conn_deadline(w, c, h.client.listener.conf.header_timeout_ms)
+                    return used
             r = http1_parse_request(p + used, n - used, &h.scan, &w.msg)
             if r <= 0:
                 if r == 0:
@@ -223,6 +235,14 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
             return n
 
 
+cdef inline void _go_http2(Worker *w, H1Server *h) noexcept nogil:
+    """The client begins with HTTP/2's preface (RFC 9113 3.3): it gets the codec for it."""
+    if h2_server_open(w, h.conn, &h.client) == NULL:
+        h1_server_destroy(w, h)
+    else:
+        slab_put(&w.servers, h)
+
+
 cdef inline size_t _skip(Worker *w, H1Server *h, const char *p, size_t n) noexcept nogil:
     """Read away what is left of the body of a request that has been answered. How many bytes were taken."""
     cdef size_t used = 0
@@ -289,6 +309,7 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     cdef Exchange *x
     cdef Listener *l = h.client.listener
     cdef bint unproven = not conn_suffices(l.conf, c)
+    h.served = 1
     h.framing = m.framing
     h.head_only = m.method == M_HEAD
     h.http10 = 1 if m.flags & MSG_HTTP10 else 0
@@ -437,11 +458,15 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
                 h.out_framing = FRAMING_CHUNKED
                 memcpy(p + n, b"transfer-encoding: chunked\r\n", 28)
                 n += 28
+        elif fm_unlikely(m.whole and m.framing == FRAMING_LENGTH and not http1_has_field(m, F_CONTENT_LENGTH)):
+            memcpy(p + n, b"content-length: 0\r\n", 19)
+            n += 19
         if (w.draining or downstream_is_old(w, &h.client, c)
                 or (h.state == H1_BODY or h.state == H1_TRAILERS) and not _rest_is_worth_it(w, h, m)):
             h.keep_alive = 0
         if m != &w.answer and h.client.listener.conf.via:
-            n += http1_write_via(p + n, m.flags & MSG_HTTP10 != 0)
+            n += http1_write_via(
+                p + n, 20 if m.flags & MSG_HTTP2 else 10 if m.flags & MSG_HTTP10 else 11)
         if not h.keep_alive:
             memcpy(p + n, b"connection: close\r\n", 19)
             n += 19
@@ -504,7 +529,7 @@ cdef inline void _end_release(Worker *w, End *e) noexcept nogil:
         conn_resume(w, c)
 
 
-cdef inline void _end_abort(Worker *w, End *e, int reason) noexcept nogil:
+cdef inline void _end_abort(Worker *w, End *e, int reason, uint32_t code) noexcept nogil:
     """The response is not whole: a reset tells the client so even where its framing would not."""
     cdef H1Server *h = <H1Server *>e
     h.conn.flags |= C_CUT

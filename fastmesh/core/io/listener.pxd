@@ -25,6 +25,7 @@ from fastmesh.core.io.connection cimport conn_close, conn_deadline
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, downstream_forget, peer_certificate, peer_facts, peer_text
 from fastmesh.core.io.h1_server cimport h1_server_open
+from fastmesh.core.io.h2_server cimport h2_server_open
 from fastmesh.core.io.state cimport (
     C_DEAD, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source, Worker,
 )
@@ -43,7 +44,8 @@ from fastmesh.core.traffic.snapshot cimport (
 )
 from fastmesh.core.traffic.route cimport route_server_name
 from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello
-from fastmesh.core.wire.tls cimport TLS_ALPN_H1, TLS_ALPN_H2, TLS_ALPN_OPAQUE, tls_open, tls_peer
+from fastmesh.core.wire.preface cimport PREFACE_NOT, preface_here
+from fastmesh.core.wire.tls cimport TLS_ALPN_H1, TLS_ALPN_H2, TLS_ALPN_OPAQUE, tls_alpn, tls_open, tls_peer
 from fastmesh.core.wire.tls_facts cimport TlsFacts
 
 cdef enum:
@@ -67,6 +69,10 @@ cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
     conn_close(w, c)
 
 
+cdef inline bint _agreed_http2(Conn *c) noexcept nogil:
+    return c.flags & C_TLS != 0 and tls_alpn(&c.tls) == TLS_ALPN_H2
+
+
 cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
     """The protocol is known: give the connection to its codec."""
     _adopt_for(w, c, http, (<Listener *>c.owner).conf.service)
@@ -79,6 +85,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     cdef socklen_t size = sizeof(sockaddr_storage)
     cdef const TlsFacts *proved
     cdef bint named
+    cdef bint served
     cdef Downstream d
     cdef PolicyFacts *facts = &d.caller.facts
     if getpeername(c.src.fd, <sockaddr *>&address, &size) != 0:
@@ -110,7 +117,11 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
             downstream_forget(w, &d)
             _close(w, c, R_NO_MEMORY)
             return
-    if h1_server_open(w, c, &d) == NULL:
+    if _agreed_http2(c):
+        served = h2_server_open(w, c, &d) != NULL
+    else:
+        served = h1_server_open(w, c, &d) != NULL
+    if not served:
         downstream_forget(w, &d)
         _close(w, c, R_NO_MEMORY)
     elif w.draining:
@@ -124,20 +135,22 @@ cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
         l.nhandshakes -= 1
     if l.conf.tls == TLS_PASSTHROUGH:
         conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
-    elif l.conf.protocol == PROTO_AUTO:
+    elif l.conf.protocol == PROTO_AUTO and not _agreed_http2(c):
         conn_deadline(w, c, DETECT_MS)
     else:
-        _adopt(w, c, l.conf.protocol == PROTO_HTTP)
+        _adopt(w, c, l.conf.protocol != PROTO_TCP)
 
 
-cdef inline int detect(const char *p, size_t n) noexcept nogil:
-    """1: the bytes begin an HTTP/1 request; 0: cannot be told yet; -1: they do not.
+cdef inline int detect(const ListenerConf *conf, const char *p, size_t n) noexcept nogil:
+    """1: the bytes begin an HTTP/1 request, or HTTP/2 where the listener has it; 0: cannot be told yet; -1: they do not.
 
     A request line is a method in capital letters, a space, a target ("/...", "*", "http://...", or anything
     with CONNECT), and, as far as the line is there, " HTTP/1.x" at its end (RFC 9112 3).
     """
     cdef size_t i = 0
     cdef size_t end
+    if conf.http2 and n > 0 and preface_here(p, n) != PREFACE_NOT:
+        return preface_here(p, n)
     while i < n and (65 <= <unsigned char>p[i] <= 90 or p[i] == c"-" and i > 0):
         i += 1
         if i > 32:
@@ -156,7 +169,7 @@ cdef inline int detect(const char *p, size_t n) noexcept nogil:
     if i == n:
         return 0
     if p[i] == c"/" or p[i] == c"*" or i == 8 and memcmp(p, b"CONNECT", 7) == 0:
-        return -1 if i == 4 and memcmp(p, b"PRI", 3) == 0 else 1     # HTTP/2's preface (RFC 9113 3.4)
+        return -1 if i == 4 and memcmp(p, b"PRI", 3) == 0 else 1     # HTTP/2's preface, where it is not spoken
     if n - i < 8:
         return 0 if n - i < 4 or (p[i] | 0x20) == c"h" else -1
     return 1 if (p[i] | 0x20) == c"h" and (p[i + 1] | 0x20) == c"t" and (p[i + 2] | 0x20) == c"t" and (
@@ -196,7 +209,7 @@ cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
         return _hello(w, c, p, n)
     if l.conf.protocol != PROTO_AUTO:
         return 0
-    found = detect(p, n)
+    found = detect(l.conf, p, n)
     if found == 0 and n < DETECT_BYTES and not c.flags & C_RDHUP:
         return 0                                 # with the client's end there will be no more to tell it by
     _adopt(w, c, found == 1)
@@ -264,7 +277,7 @@ cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
 cdef inline uint8_t _alpn(const ListenerConf *conf) noexcept nogil:
     """What may be agreed on with clients of the listener (bits of tls_open)."""
     if conf.protocol != PROTO_TCP:
-        return TLS_ALPN_H1
+        return TLS_ALPN_H1 | TLS_ALPN_H2 if conf.http2 else TLS_ALPN_H1
     # Opaque: what the file names; in the mesh HTTP/1.1 with those who offer it, and the others come in all the same.
     return TLS_ALPN_H1 | (TLS_ALPN_H2 if conf.tls == TLS_PUBLIC else TLS_ALPN_OPAQUE)
 

@@ -8,6 +8,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastmesh.core.base.buffer cimport pool_free, pool_in_use, pool_init
+from fastmesh.core.base.heap cimport heap_free_all, heap_init
 from fastmesh.core.base.list cimport Node, list_empty, list_init
 from fastmesh.core.base.reason cimport R_DRAINING, reasons_init
 from fastmesh.core.base.shared cimport shared_free
@@ -21,10 +22,13 @@ from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init
 from fastmesh.core.io.h1_server cimport h1_server_init
+from fastmesh.core.io.h2_client cimport h2_client_init
+from fastmesh.core.io.h2_conn cimport h2_bury
+from fastmesh.core.io.h2_server cimport h2_server_init
 from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, open_tls, start_tls
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
-    Conn, Dialling, Exchange, Flow, H1Client, H1Server, INPUT_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel,
+    Conn, Dialling, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH, LINES_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel,
     Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
@@ -79,6 +83,9 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     slab_init(&w.clients, sizeof(H1Client), 32768, MAX_OBJECTS)
     slab_init(&w.diallings, sizeof(Dialling), 8192, MAX_OBJECTS)
     slab_init(&w.parked, sizeof(Parked), 8192, MAX_OBJECTS)
+    slab_init(&w.h2s, sizeof(H2Conn), 65536, MAX_OBJECTS)
+    slab_init(&w.h2_ends, sizeof(H2End), 65536, MAX_OBJECTS)
+    heap_init(&w.heap, POOL_BYTES)
     slab_init(&w.flows, sizeof(Flow), 16384, MAX_OBJECTS)
     slab_init(&w.tunnels, sizeof(Tunnel), 16384, MAX_OBJECTS)
     wheel_init(&w.wheel, w.now_ms)
@@ -86,12 +93,15 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     list_init(&w.shaking)
     list_init(&w.downs)
     list_init(&w.ups)
+    list_init(&w.dead_ends)
     list_init(&w.all_exchanges)
     list_init(&w.all_tunnels)
     list_init(&w.upstreams)
     reasons_init(w.reasons)
     h1_server_init(&w.ops.h1_server, &w.ops.server_end)
     h1_client_init(&w.ops.h1_client, &w.ops.client_end)
+    h2_server_init(&w.ops.h2_server, &w.ops.h2_server_end, &w.ops.h2_server_hooks)
+    h2_client_init(&w.ops.h2_client, &w.ops.h2_client_end, &w.ops.h2_client_hooks)
     dialling_init(&w.ops.dialling, &w.ops.parked_end)
     tunnel_init(&w.ops.tunnel_down, &w.ops.tunnel_up)
     listener_init(&w.ops.accepted)
@@ -106,7 +116,8 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     w.input = <char *>malloc(INPUT_SCRATCH)
     w.plain = <char *>malloc(INPUT_SCRATCH)
     w.wire = <char *>malloc(WIRE_SCRATCH)
-    if w.input == NULL or w.plain == NULL or w.wire == NULL:
+    w.lines = <char *>malloc(LINES_SCRATCH)
+    if w.input == NULL or w.plain == NULL or w.wire == NULL or w.lines == NULL:
         return -1
     if tls_engine_init(&w.tls, w.wire, WIRE_SCRATCH) != 0:
         return -1
@@ -151,6 +162,7 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
     wheel_advance(w, &w.wheel, w.now_ms)
     conn_flush_all(w)
     conn_bury(w)
+    h2_bury(w)
     w.row.counters[G_BUFFERS] = pool_in_use(&w.pool)
     if w.control_ready:
         w.control_ready = False
@@ -191,6 +203,7 @@ cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:
         n = n.next
     conn_flush_all(w)
     conn_bury(w)
+    h2_bury(w)
 
 
 cdef inline void worker_free(Worker *w) noexcept nogil:
@@ -223,6 +236,7 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
         w.snapshot = NULL
     conn_flush_all(w)
     conn_bury(w)
+    h2_bury(w)
     for i in range(w.npipes):
         c_close(w.pipes[2 * i])
         c_close(w.pipes[2 * i + 1])
@@ -234,9 +248,11 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
     free(w.input)
     free(w.plain)
     free(w.wire)
+    free(w.lines)
     w.input = NULL
     w.plain = NULL
     w.wire = NULL
+    w.lines = NULL
     if w.ep >= 0:
         c_close(w.ep)
         w.ep = -1
@@ -251,6 +267,9 @@ cdef inline void worker_release(Worker *w) noexcept nogil:
     slab_free(&w.clients)
     slab_free(&w.diallings)
     slab_free(&w.parked)
+    slab_free(&w.h2s)
+    slab_free(&w.h2_ends)
+    heap_free_all(&w.heap)
     slab_free(&w.flows)
     slab_free(&w.tunnels)
     shared_free(&w.identities)

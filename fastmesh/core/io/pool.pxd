@@ -7,18 +7,22 @@
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
 
-from fastmesh.core.base.list cimport list_empty, list_remove
+from fastmesh.core.base.list cimport Node, list_empty, list_remove
 from fastmesh.core.base.reason cimport R_NO_MEMORY
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_queued_bytes
-from fastmesh.core.io.dialling cimport dialling_begin, dialling_wait
+from fastmesh.core.io.dialling cimport dialling_begin, dialling_close, dialling_of_all, dialling_wait
 from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle, h1_client_take
+from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_client_usable
+from fastmesh.core.io.h2_conn cimport h2_conn_of_pooled
 from fastmesh.core.io.state cimport (
-    C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, Upstream, Worker, X_FRESH, X_REUSED, X_TUNNEL,
+    C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker, X_FRESH,
+    X_GRPC, X_REUSED, X_TUNNEL,
 )
 from fastmesh.core.sys.openssl cimport SSL_SESSION_free
 from fastmesh.core.sys.posix cimport EAGAIN, MSG_PEEK, c_recv, errno
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED
+from fastmesh.core.traffic.snapshot cimport SVC_HTTP1, SVC_HTTP2, TLS_NONE
 
 
 cdef inline bint _still_open(Conn *c) noexcept nogil:
@@ -54,25 +58,89 @@ cdef inline H1Client *_pooled(Worker *w, Upstream *u) noexcept nogil:
     return NULL
 
 
+cdef inline H2Conn *_shared(Worker *w, Upstream *u) noexcept nogil:
+    """The connection with the fewest streams of those that take one more; NULL: there is none."""
+    cdef Node *n = u.h2.next
+    cdef Node *following
+    cdef H2Conn *best = NULL
+    cdef H2Conn *h
+    while n != &u.h2:
+        following = n.next
+        h = h2_conn_of_pooled(n)
+        if conn_expired(w, h.conn):
+            w.row.counters[K_RETIRED_CERTIFICATE_UPSTREAM] += 1
+            h2_client_retire(w, h)
+        elif not h.conn.flags & C_RDHUP and h2_client_usable(h) and (best == NULL or h.nstreams < best.nstreams):
+            best = h
+        n = following
+    return best
+
+
+cdef inline Dialling *_joinable(Upstream *u) noexcept nogil:
+    """A connection under way that may turn out to be one to share."""
+    cdef Node *n = u.dialling.next
+    while n != &u.dialling:
+        if dialling_of_all(n).offers & SPEAKS_H2:
+            return dialling_of_all(n)
+        n = n.next
+    return NULL
+
+
+cdef inline int _offers(const Exchange *x) noexcept nogil:
+    """What may be spoken with the endpoint of `x`: enum Speaks."""
+    cdef int protocol = x.service.protocol
+    if x.flags & X_TUNNEL or protocol == SVC_HTTP1:
+        return SPEAKS_H1
+    if protocol == SVC_HTTP2:
+        return SPEAKS_H2
+    if x.service.tls != TLS_NONE:
+        return SPEAKS_H1 | SPEAKS_H2
+    # In the clear nothing is agreed on. gRPC is HTTP/2 always.
+    return SPEAKS_H2 if x.flags & X_GRPC else SPEAKS_H1
+
+
 cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
-    """Give `x` an upstream End towards `x.endpoint`: a pooled connection, or one to wait for. 0 or a reason."""
-    cdef H1Client *h
-    cdef Dialling *d
+    """Give `x` an upstream End towards `x.endpoint`: on a connection that stands, or one to wait for. 0 or a reason."""
+    cdef Upstream *u = <Upstream *>x.endpoint.pool
+    cdef int offers = _offers(x)
     cdef int reason = R_NO_MEMORY
-    if not x.flags & (X_FRESH | X_TUNNEL):
-        h = _pooled(w, <Upstream *>x.endpoint.pool)
+    cdef H2Conn *shared
+    cdef H1Client *h
+    cdef Dialling *d = NULL
+    if offers & SPEAKS_H2:
+        shared = _shared(w, u)
+        if shared != NULL:
+            if u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and list_empty(&u.dialling):
+                dialling_begin(w, x, offers, &reason)     # for those that come later
+            if h2_client_take(w, shared, x) != 0:
+                return -R_NO_MEMORY
+            if not x.flags & X_FRESH:
+                x.flags |= X_REUSED
+            return 0
+        if u.speaks != SPEAKS_H1 or not offers & SPEAKS_H1:
+            d = _joinable(u)
+    if offers & SPEAKS_H1 and not x.flags & (X_FRESH | X_TUNNEL):
+        h = _pooled(w, u)
         if h != NULL:
             h1_client_take(w, h, x)
             x.flags |= X_REUSED
             return 0
-    d = dialling_begin(w, x, &reason)
+    if d == NULL:
+        d = dialling_begin(w, x, offers, &reason)
     return dialling_wait(w, d, x) if d != NULL else -reason
 
 
 cdef inline void pool_drain(Worker *w, Upstream *u) noexcept nogil:
     """Close what is idle."""
+    cdef Node *n = u.h2.next
+    cdef Node *following
     while not list_empty(&u.idle):
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
+    while n != &u.h2:
+        following = n.next
+        if h2_conn_of_pooled(n).nstreams == 0:
+            h2_client_retire(w, h2_conn_of_pooled(n))
+        n = following
 
 
 cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
@@ -84,6 +152,11 @@ cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
     while not list_empty(&u.idle):
         w.row.counters[K_RETIRED_REPLACED] += 1
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
+    while not list_empty(&u.h2):
+        w.row.counters[K_RETIRED_REPLACED] += 1
+        h2_client_retire(w, h2_conn_of_pooled(u.h2.next))
+    while not list_empty(&u.dialling):
+        dialling_close(w, dialling_of_all(u.dialling.next))     # for nobody in particular
     # Connections in flight hold their exchange, that its snapshot, and that a reference here: none is left.
     list_remove(&u.all)
     if u.session != NULL:

@@ -6,6 +6,7 @@ from fastmesh.core.base.reason cimport R_TLS_REVOKED, R_UPSTREAM_TLS_REVOKED
 from fastmesh.core.io.age cimport conn_denied
 from fastmesh.core.io.connection cimport conn_bury, conn_of_all
 from fastmesh.core.io.connection_output cimport conn_flush_all
+from fastmesh.core.io.h2_conn cimport h2_bury
 from fastmesh.core.io.state cimport C_CUT, C_DEAD, C_HANDSHAKE, C_OLD_TRUST, C_TLS, Conn, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.traffic.counters cimport (
@@ -62,3 +63,4 @@ cdef inline void retire_denied(Worker *w, const Snapshot *old) noexcept nogil:
     _retire_list(w, &w.ups, True)
     conn_flush_all(w)
     conn_bury(w)
+    h2_bury(w)

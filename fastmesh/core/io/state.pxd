@@ -18,6 +18,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmesh.core.base.buffer cimport Buf, Pool, Queue
+from fastmesh.core.base.heap cimport Heap
 from fastmesh.core.base.list cimport Node
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
 from fastmesh.core.base.rate cimport RateTable
@@ -32,12 +33,14 @@ from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
 from fastmesh.core.wire.http1_chunked cimport Http1Chunked
+from fastmesh.core.wire.http2_state cimport H2, H2Hooks, H2Stream
 from fastmesh.core.wire.message cimport Message
 from fastmesh.core.wire.tls cimport Tls, TlsEngine
 
 cdef enum:
     INPUT_SCRATCH = 65536         # most bytes taken from a socket in one call
     WIRE_SCRATCH = 98304          # ciphertext of one flush: 80 KiB and its records' overhead
+    LINES_SCRATCH = 147456        # the fields of two heads, and what a proxy adds
     TX_HIGH = 98304               # queued bytes at which the source is told to stop ...
     TX_LOW = 32768                # ... and below which it is told to go on
     REPLAY_MAX = 65536            # bytes of a request kept for another try
@@ -143,8 +146,9 @@ cdef struct EndOps:
     int (*finish)(Worker *w, End *e, Message *trailers) noexcept nogil
     # Both messages went well: keep the connection or close it, as the codec knows.
     void (*release)(Worker *w, End *e) noexcept nogil
-    # The exchange ends here and now: close what cannot be used again.
-    void (*abort)(Worker *w, End *e, int reason) noexcept nogil
+    # The exchange ends here and now: close what cannot be used again. `code`: the HTTP/2 error code with which the
+    # other side was reset, or 0.
+    void (*abort)(Worker *w, End *e, int reason, uint32_t code) noexcept nogil
     # Deliver body bytes again.
     void (*resume)(Worker *w, End *e) noexcept nogil
     # The Conn whose raw bytes are the message's, for splice and upgrade; NULL where framing is in the way.
@@ -180,6 +184,8 @@ cdef enum:  # ExchangeFlag
     X_OPAQUE = 1024               # a TCP tunnel: no status, no latency
     X_UNPROVEN = 2048             # its connection proved less than the listener asks for now
     X_PARKED = 4096               # the connection is being made: what is kept goes out once it stands
+    X_SHARED = 8192               # its connection serves others at the same time
+    X_GRPC = 16384                # the request is gRPC
 
 cdef struct Exchange:
     End *down
@@ -193,17 +199,19 @@ cdef struct Exchange:
     Shared *client_cert           # for x-forwarded-client-cert: memory of the downstream end, or NULL
     Decision decision             # of the rules
     Kept kept                     # the request, until the endpoint has begun to answer
+    Timer deadline                # of a gRPC call
     Buf *log                      # method, authority, path, source: only with X_LOG
     Node all                      # on w.exchanges
     uint64_t start_us
     uint64_t bytes_in             # request body
     uint64_t bytes_out            # response body
+    uint32_t reset                # the error code with which a peer has reset its stream, to be passed on; 0: none
     uint32_t flags                # enum ExchangeFlag
     uint16_t status
     uint16_t reason
     uint16_t log_len[4]
     uint8_t method
-    uint8_t version               # of the downstream message: 10, 11
+    uint8_t version               # of the downstream message: 10, 11, 20
     uint8_t tries                 # endpoints tried
     uint8_t retries
     uint8_t framing               # of the request: enum Framing
@@ -226,11 +234,14 @@ cdef struct Flow:
 cdef struct Upstream:             # the connections of one worker to one endpoint of one service
     Node idle                     # H1Client.idle, most recently used first
     Node dialling                 # Dialling.all: connections under way
+    Node h2                       # H2Conn.pooled
     Node all                      # on w.upstreams
     uint32_t nidle
     uint32_t nconns
     uint32_t refs                 # snapshots that name it
     SSL_SESSION *session          # for the next handshake
+    uint32_t nh2                  # connections that speak HTTP/2 and take more requests
+    uint8_t speaks                # enum Speaks: what the endpoint chose last time it had the choice; 0: not known
     char *key                     # service name, address and TLS mode: what makes it the same one in a new snapshot
 
 cdef struct Listener:
@@ -263,6 +274,7 @@ cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream co
     uint8_t framing               # of the request
     uint8_t out_framing           # of the response
     uint8_t keep_alive            # the connection stays open after this exchange
+    uint8_t served                # it has had a request
     uint8_t http10
     uint8_t head_only             # the request is HEAD
     uint8_t expects               # the request said "Expect: 100-continue"
@@ -278,6 +290,13 @@ cdef struct Dialling:             # a connection to an endpoint under way
     Node waiting                  # Parked.node: the exchanges that are to have it
     ServiceRow *row               # of the service that dialled; in memory that outlives it
     PoolConf pool
+    uint32_t ping_ms              # as in H2Conn
+    uint32_t ping_timeout_ms
+    uint8_t offers                # enum Speaks: what we would speak
+
+cdef enum Speaks:                 # as the bits TLS_ALPN_*
+    SPEAKS_H1 = 1
+    SPEAKS_H2 = 2
 
 cdef struct Parked:               # the upstream End of an exchange whose connection is under way
     End end                       # first
@@ -308,6 +327,46 @@ cdef enum H1State:
     H1_DISCARD                    # lingering: what comes is thrown away
     H1_IDLE                       # client: in the pool
 
+cdef struct H2Conn:               # a connection that speaks HTTP/2, in either role
+    H2 h2                         # first: the codec's hooks give us an H2
+    Worker *w
+    Conn *conn
+    Downstream client             # towards a client
+    Upstream *upstream            # towards an endpoint
+    Node pooled                   # on Upstream.h2, while it takes more requests
+    Node streams                  # H2End.node
+    Timer leave                   # the second step of going away
+    PoolConf pool
+    uint32_t nstreams
+    uint32_t ping_ms              # without a sign of the peer for so long, while there are streams: ask; 0: never
+    uint32_t ping_timeout_ms
+    uint32_t discarded            # bytes thrown away after the end
+    uint8_t state                 # enum H2State
+    uint8_t heading               # the clock of a head that is not whole runs
+    uint8_t pinged                # the clock of an answer to a PING runs
+
+cdef enum H2State:
+    H2_OPEN = 0
+    H2_LEAVING                    # a first GOAWAY has gone out, or one has come: no new requests of ours
+    H2_LEFT                       # the second: the end comes with the last stream
+    H2_DISCARD                    # lingering: what comes is thrown away
+
+cdef struct H2End:                # a stream: an End of an exchange, until the codec has sent all that it was given
+    H2Stream s                    # first: the codec's hooks give us an H2Stream
+    End end
+    H2Conn *on
+    Node node                     # on H2Conn.streams
+    Timer timer
+    uint32_t idle_ms              # progress puts the timer this far ahead
+    uint16_t flags                # enum H2EndFlag
+
+cdef enum H2EndFlag:
+    E_IN_DONE = 1                 # the peer's message is whole
+    E_OUT_DONE = 2                # ours has been given to the codec whole
+    E_HEAD_ONLY = 4               # the request is HEAD
+    E_GONE = 8                    # the codec has forgotten it
+    E_WANTS_DRAIN = 16            # it was told to stop because of the connection
+
 cdef struct Tunnel:               # opaque bytes both ways
     Conn *down
     Conn *up
@@ -325,9 +384,15 @@ cdef struct Ops:                  # vtables: a header-only module can hold no st
     ConnOps tunnel_up
     ConnOps accepted              # until the handshake is done and the protocol known
     ConnOps dialling              # likewise, towards an endpoint
+    ConnOps h2_server
+    ConnOps h2_client
     EndOps server_end
     EndOps client_end
     EndOps parked_end
+    EndOps h2_server_end
+    EndOps h2_client_end
+    H2Hooks h2_server_hooks
+    H2Hooks h2_client_hooks
     # upwards calls: set by the modules above
     int (*dial)(Worker *w, Exchange *ex) noexcept nogil
     # Both connections become a tunnel; `rest` is what the endpoint has sent behind its head.
@@ -356,6 +421,9 @@ cdef struct Worker:
     Slab clients
     Slab diallings
     Slab parked
+    Slab h2s
+    Slab h2_ends
+    Heap heap                     # what libnghttp2 allocates
     Slab flows
     Slab tunnels
     Wheel wheel
@@ -366,6 +434,7 @@ cdef struct Worker:
     uint32_t shake_put_off
     Node downs
     Node ups
+    Node dead_ends                # streams that are over: their memory goes at the turn's end
     Node all_exchanges
     Node all_tunnels
     Node upstreams
@@ -380,6 +449,7 @@ cdef struct Worker:
     char *input                   # INPUT_SCRATCH bytes: what recv fills
     char *plain                   # INPUT_SCRATCH bytes: what TLS decrypts into
     char *wire                    # WIRE_SCRATCH bytes
+    char *lines                   # LINES_SCRATCH bytes: field lines on their way into a head
     Buf *handoff                  # the Buf that the bytes given to on_input fill: it may be taken
     int pipes[64]                 # 2 * PIPES_KEPT: free pipes
     int npipes

@@ -21,7 +21,8 @@ from fastmesh.core.io.connection cimport (
     conn_close, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout,
 )
 from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
-from fastmesh.core.io.exchange cimport exchange_free, exchange_keep_log, exchange_open
+from fastmesh.core.io.account cimport exchange_keep_log
+from fastmesh.core.io.exchange cimport exchange_free, exchange_open
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.state cimport (
     C_BULK, C_CONNECTING, C_CUT, C_EOF_TOLD, C_HANDSHAKE, C_TRUNCATED, Conn, ConnOps, Exchange, Flow, Listener,

@@ -38,6 +38,7 @@ cdef inline void http1_clear(Message *out, const char *base) noexcept nogil:
     out.status = 0
     out.method = M_OTHER
     out.flags = 0
+    out.whole = 0
     out.nfields = 0
     out.authority.at = 0
     out.authority.len = 0

@@ -92,6 +92,7 @@ cdef struct Message:
     uint8_t method            # enum Method
     uint8_t framing           # enum Framing
     uint8_t flags             # enum MessageFlag
+    uint8_t whole             # nothing follows the head: HTTP/2's END_STREAM
     uint16_t nfields
     uint64_t length           # FRAMING_LENGTH: bytes of the body; else LENGTH_UNKNOWN (0 for FRAMING_NONE)
     Span method_name

@@ -1,0 +1,66 @@
+# Our own answers: a short text that names the service and the reason, or what gRPC has for it.
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
+from libc.time cimport gmtime_r, strftime, time, time_t, tm
+
+from fastmesh.core.io.state cimport End, Exchange, Worker, X_GRPC
+from fastmesh.core.wire.grpc cimport grpc_error
+from fastmesh.core.wire.http1 cimport http1_parse_response
+from fastmesh.core.wire.http1_write cimport http1_phrase
+from fastmesh.core.wire.message cimport M_GET, M_HEAD
+
+cdef enum:
+    ANSWER_HEAD = 2560            # a date, a reason, and the longest grpc-message
+
+
+cdef inline int answer(Worker *w, End *down, const Exchange *x, int reason) noexcept nogil:
+    """Send our own answer for `reason` to `down`; `x` is the exchange it ends, or NULL for what was no request. 0, or
+    -1: it could not be queued whole.
+
+    A gRPC call is answered as gRPC has it for errors (Trailers-Only): 200, and the status in a field.
+    """
+    cdef char head[ANSWER_HEAD]
+    cdef char body[512]
+    cdef char date[64]
+    cdef time_t now = time(NULL)
+    cdef tm parts
+    cdef uint32_t scan = 0
+    cdef bint grpc = x != NULL and x.flags & X_GRPC != 0
+    cdef int method = x.method if x != NULL else M_GET
+    cdef int status = 200 if grpc else w.reasons[reason].status
+    cdef int service = 0
+    cdef int n
+    cdef int m
+    gmtime_r(&now, &parts)
+    strftime(date, sizeof(date), b"%a, %d %b %Y %H:%M:%S GMT", &parts)
+    if x != NULL and x.service != NULL:
+        service = <int>x.service.name.len if x.service.name.len < 255 else 255
+    if service > 0:
+        n = snprintf(body, sizeof(body), b"%.*s: %s (%s)\n", service, x.service.name.ptr, w.reasons[reason].text,
+                     w.reasons[reason].name)
+    else:
+        n = snprintf(body, sizeof(body), b"%s (%s)\n", w.reasons[reason].text, w.reasons[reason].name)
+    m = snprintf(head, sizeof(head), b"HTTP/1.1 %d %s\r\ndate: %s\r\nx-fastmesh-reason: %s\r\n",
+                 status, http1_phrase(status), date, w.reasons[reason].name)
+    if grpc:
+        m += <int>grpc_error(head + m, sizeof(head) - m - 32, w.reasons[reason].grpc, body, n - 1, NULL, 0)
+        if x.version != 20:
+            memcpy(head + m, b"content-length: 0\r\n", 19)
+            m += 19
+        memcpy(head + m, b"\r\n", 2)
+        m += 2
+        n = 0
+    else:
+        # RFC 9110 15.5.6: a 405 names the methods that are allowed; every other one is.
+        m += snprintf(head + m, sizeof(head) - m, b"%scontent-type: text/plain\r\ncontent-length: %d\r\n\r\n",
+                      b"allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n" if status == 405 else b"", n)
+    if http1_parse_response(head, m, &scan, method, &w.answer) <= 0:
+        return -1
+    w.answer.whole = <uint8_t>grpc
+    if down.ops.head(w, down, &w.answer) < 0:
+        return -1
+    if n > 0 and method != M_HEAD and down.ops.data(w, down, body, n) < 0:
+        return -1
+    return -1 if down.ops.finish(w, down, NULL) < 0 else 0
