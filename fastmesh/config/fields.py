@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from fastmesh.config.schema import Config, Section
+from fastmesh.config.schema import Config
+from fastmesh.config.schema_types import Section
 from fastmesh.config.values import Kind
 
 REQUIRED: Final = msgspec.NODEFAULT

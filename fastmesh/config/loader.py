@@ -18,7 +18,8 @@ from fastmesh.config.errors import ConfigError, ConfigErrors, nearest, plain, sh
 from fastmesh.config.fields import Field, Type, fields, sections, title
 from fastmesh.config.invalid import INVALID
 from fastmesh.config.positions import Place, Positions, Where
-from fastmesh.config.schema import Config, Section
+from fastmesh.config.schema import Config
+from fastmesh.config.schema_types import Section
 from fastmesh.config.values import alternatives, format_duration, one_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import json
 from typing import Any, Final
 
 from fastmesh.config.fields import Field, Type, about, fields, sections, title
-from fastmesh.config.schema import Config, Section
+from fastmesh.config.schema import Config
+from fastmesh.config.schema_types import Section
 from fastmesh.config.values import format_duration
 
 _INTRODUCTION: Final = """\

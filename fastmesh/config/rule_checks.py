@@ -12,14 +12,8 @@ from fastmesh.config.errors import shown
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
 from fastmesh.config.roles import client_cert, leading_to, listener_tls, opaque
-from fastmesh.config.schema import (
-    MAX_RULES,
-    HeaderMatch,
-    Listener,
-    PathMatch,
-    Rule,
-    Service,
-)
+from fastmesh.config.schema import Listener, Service
+from fastmesh.config.schema_rules import MAX_RULES, HeaderMatch, PathMatch, Rule
 from fastmesh.config.values import UNAUTHENTICATED, alternatives
 
 HTTP_KEYS: Final = ("methods", "paths", "hosts", "headers")

@@ -1,9 +1,10 @@
 """The configuration, declared once: every setting with its type, default, bounds and meaning.
 
-The loader, the JSON Schema and the reference page are all derived from these classes; nothing about a
-setting is written down anywhere else. A field's type says how its text is read (`values.py`), its
-`Meta` what it means and which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds).
-A field without a default is required. Checks that need more than one setting stand in `checks.py`.
+The loader, the JSON Schema and the reference page are all derived from these classes and those of
+`schema_rules.py` and `schema_tls.py`; nothing about a setting is written down anywhere else. A field's type
+says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and which bounds hold
+(`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is required. Checks that need
+more than one setting stand in `checks.py`.
 """
 
 from __future__ import annotations
@@ -13,185 +14,28 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from fastmesh.config import values
+from fastmesh.config.schema_rules import ALLOW, DENY, MODE, RULE_LIST, Rule
+from fastmesh.config.schema_tls import ListenerTls, ServiceTls
+from fastmesh.config.schema_types import (
+    HOUR,
+    MINUTE,
+    SECOND,
+    Duration,
+    HostPattern,
+    ListenerName,
+    Location,
+    Path,
+    Percent,
+    Section,
+    ServiceName,
+    SpiffeId,
+    TrustDomain,
+    Workload,
+)
 from fastmesh.config.values import Address
 
 MAX_WORKERS: Final = 256
 MAX_SERVICES: Final = 1024  # rows of the counters that all workers share
-MAX_RULES: Final = 4096  # likewise: all rules, and one for each list's owner
-MAX_RULES_OF_LIST: Final = 256
-SECOND: Final = 1000
-MINUTE: Final = 60 * SECOND
-HOUR: Final = 60 * MINUTE
-
-Duration = Annotated[int, Meta(extra={"kind": values.DURATION})]
-Percent = Annotated[float, Meta(extra={"kind": values.PERCENT})]
-Path = Annotated[str, Meta(extra={"kind": values.PATH})]
-Location = Annotated[Address, Meta(extra={"kind": values.ADDRESS})]
-ListenerName = Annotated[str, Meta(extra={"kind": values.LISTENER_NAME})]
-ServiceName = Annotated[str, Meta(extra={"kind": values.SERVICE_NAME})]
-Workload = Annotated[str, Meta(extra={"kind": values.WORKLOAD})]
-TrustDomain = Annotated[str, Meta(extra={"kind": values.TRUST_DOMAIN})]
-SpiffeId = Annotated[str, Meta(extra={"kind": values.SPIFFE_ID})]
-From = Annotated[str, Meta(extra={"kind": values.FROM})]
-Method = Annotated[str, Meta(extra={"kind": values.METHOD})]
-PathPattern = Annotated[str, Meta(extra={"kind": values.PATH_PATTERN})]
-HostPattern = Annotated[str, Meta(extra={"kind": values.HOST_PATTERN})]
-HeaderName = Annotated[str, Meta(extra={"kind": values.HEADER_NAME})]
-HeaderValue = Annotated[str, Meta(extra={"kind": values.HEADER_VALUE})]
-Regex = Annotated[str, Meta(extra={"kind": values.REGEX})]
-ServerName = Annotated[str, Meta(extra={"kind": values.SERVER_NAME})]
-Cidr = Annotated[str, Meta(extra={"kind": values.CIDR})]
-RuleName = Annotated[str, Meta(extra={"kind": values.RULE_NAME})]
-Port = Annotated[int, Meta(ge=1, le=65535)]
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """A mapping of the file. The first line of a subclass's docstring names it in messages and pages."""
-
-
-class PathMatch(Section, frozen=True, kw_only=True):
-    """a path condition
-
-    What a request's path must be, in normal form and without its query. A plain text is short for `path`.
-    """
-
-    path: Annotated[
-        PathPattern | None,
-        Meta(
-            description="The whole path; a prefix that ends in `/*` (the segment before it and all below); "
-            "or any other beginning that ends in `*`.",
-            examples=["/api/*"],
-        ),
-    ] = None
-    regex: Annotated[
-        Regex | None,
-        Meta(
-            description="A regular expression (PCRE2) that the whole path must match.",
-            examples=["/v[0-9]+/users"],
-        ),
-    ] = None
-
-
-class HeaderMatch(Section, frozen=True, kw_only=True):
-    """a header condition
-
-    What a header must be; just one of these. A plain text is short for `exact`.
-    """
-
-    exact: Annotated[HeaderValue | None, Meta(description="The whole value.", examples=["eu-1"])] = None
-    prefix: Annotated[
-        HeaderValue | None, Meta(description="What the value begins with.", examples=["eu-"])
-    ] = None
-    regex: Annotated[
-        Regex | None,
-        Meta(description="A regular expression (PCRE2) that the whole value must match.", examples=["eu-.*"]),
-    ] = None
-    present: Annotated[
-        bool | None, Meta(description="`true`: the header is there, whatever it says. `false`: it is not.")
-    ] = None
-
-
-PathCondition = Annotated[PathMatch, Meta(extra={"short": "path"})]
-HeaderCondition = Annotated[HeaderMatch, Meta(extra={"short": "exact"})]
-
-
-class Rule(Section, frozen=True, kw_only=True):
-    """a rule
-
-    A rule holds when all its conditions do; of a list in a condition, one entry is enough. The `not_` forms
-    hold when no entry does. `methods`, `paths`, `hosts` and `headers` are facts of a request, the others of a
-    connection.
-    """
-
-    name: Annotated[
-        RuleName | None,
-        Meta(
-            description="Names the rule in metrics and the access log. Left out: `allow-1`, `deny-2`, by its "
-            "place.",
-            examples=["frontend-reads"],
-        ),
-    ] = None
-    from_: Annotated[
-        list[From] | None,
-        Meta(
-            min_length=1,
-            description="Who calls: workload names of the own trust domain or whole SPIFFE IDs. A `*` at "
-            "the end makes a prefix; `*` alone is anybody with an identity; `unauthenticated` is anybody "
-            "without. Left out: everybody.",
-            examples=[["svc-a", "spiffe://mesh.local/ns/shop/*"]],
-        ),
-    ] = msgspec.field(name="from", default=None)
-    methods: Annotated[
-        list[Method] | None,
-        Meta(min_length=1, description="HTTP methods. Left out: all.", examples=[["GET", "POST"]]),
-    ] = None
-    paths: Annotated[
-        list[PathCondition] | None,
-        Meta(
-            min_length=1,
-            description="Paths of requests: exact, prefixes that end in `*`, or `{regex: …}`. Left out: all.",
-            examples=[["/health", "/api/*"]],
-        ),
-    ] = None
-    hosts: Annotated[
-        list[HostPattern] | None,
-        Meta(
-            min_length=1,
-            description="Hosts that requests are for, without port; `*.suffix` is every host below it.",
-            examples=[["shop.internal", "*.eu.internal"]],
-        ),
-    ] = None
-    headers: Annotated[
-        dict[HeaderName, HeaderCondition] | None,
-        Meta(
-            min_length=1,
-            max_length=16,
-            description="Headers by name: the exact value, or a mapping. All of them must hold.",
-        ),
-    ] = None
-    ports: Annotated[
-        list[Port] | None,
-        Meta(min_length=1, description="Local ports that the caller connected to.", examples=[[8080]]),
-    ] = None
-    sources: Annotated[
-        list[Cidr] | None,
-        Meta(
-            min_length=1,
-            description="Addresses or networks that the connection comes from.",
-            examples=[["10.0.0.0/8", "2001:db8::/32"]],
-        ),
-    ] = None
-    not_from: Annotated[
-        list[From] | None, Meta(min_length=1, description="Not these callers, as in `from`.")
-    ] = None
-    not_methods: Annotated[list[Method] | None, Meta(min_length=1, description="Not these methods.")] = None
-    not_paths: Annotated[
-        list[PathCondition] | None, Meta(min_length=1, description="Not these paths, as in `paths`.")
-    ] = None
-    not_hosts: Annotated[
-        list[HostPattern] | None, Meta(min_length=1, description="Not these hosts, as in `hosts`.")
-    ] = None
-    not_headers: Annotated[
-        dict[HeaderName, HeaderCondition] | None,
-        Meta(min_length=1, max_length=16, description="None of these, as in `headers`."),
-    ] = None
-    not_ports: Annotated[list[Port] | None, Meta(min_length=1, description="Not these local ports.")] = None
-    not_sources: Annotated[
-        list[Cidr] | None, Meta(min_length=1, description="Not these networks, as in `sources`.")
-    ] = None
-
-
-RULE_LIST: Final = Meta(min_length=1, max_length=MAX_RULES_OF_LIST)
-_ALLOW: Final = (
-    "Who may do what. Once given, what no rule allows is answered with 403 (TCP: closed). Left out: what no "
-    "`deny` rule refuses may pass."
-)
-_DENY: Final = "Who may not do what. A rule here wins over every `allow` rule."
-_MODE: Final = (
-    "`audit`: what the rules refuse passes, is counted and is noted in the access log. `enforce`, or left "
-    "out: it is refused."
-)
 
 
 class Forwarded(Section, frozen=True, kw_only=True):
@@ -223,115 +67,6 @@ class Forwarded(Section, frozen=True, kw_only=True):
             "is `mesh` or `permissive`, otherwise `remove`."
         ),
     ] = "auto"
-
-
-Alpn = Literal["h2", "http/1.1"]
-_ALPN: Final = "Protocols that are agreed on by ALPN (RFC 7301), the preferred one first. Left out: "
-_MIN_VERSION: Final = "The oldest version of TLS that is spoken."
-
-
-class Certificate(Section, frozen=True, kw_only=True):
-    """a certificate
-
-    A certificate and its key, in PEM. They are read again when they change.
-    """
-
-    certificate: Annotated[
-        Path,
-        Meta(
-            description="The certificate, then its issuers. Clients get it for the DNS names in it.",
-            examples=["shop.pem"],
-        ),
-    ]
-    key: Annotated[Path, Meta(description="Its private key, not encrypted.", examples=["shop.key"])]
-
-
-class ListenerTls(Section, frozen=True, kw_only=True):
-    """the TLS settings of a listener
-
-    A word, or ordinary TLS that ends here: `certificates` and what belongs to them.
-    """
-
-    mode: Annotated[
-        Literal["none", "mesh", "permissive", "passthrough"] | None,
-        Meta(
-            description="`mesh`: mutual TLS 1.3, the caller must prove a SPIFFE identity. `permissive`: "
-            "plaintext is accepted too. `passthrough`: TLS goes unopened to the service that `sni` or `to` "
-            "says. `none`: plaintext. Left out: `mesh` on an inbound listener, otherwise `none`; with "
-            "`certificates`, TLS by names ends here."
-        ),
-    ] = None
-    certificates: Annotated[
-        list[Certificate] | None,
-        Meta(
-            min_length=1,
-            max_length=1024,
-            description="What clients are shown: the first certificate for just the name they ask for (SNI), "
-            "else one for `*.` above it, else the first of the list.",
-        ),
-    ] = None
-    client_ca: Annotated[
-        Path | None,
-        Meta(
-            description="The roots of clients, in PEM: every client must show a certificate that leads to "
-            "one. It gives no SPIFFE identity. Left out: clients are not asked for one.",
-            examples=["clients.pem"],
-        ),
-    ] = None
-    alpn: Annotated[
-        list[Alpn] | None,
-        Meta(
-            min_length=1,
-            max_length=2,
-            description=f"{_ALPN}`h2` and `http/1.1` where only HTTP is spoken (`http/1.1` alone without "
-            "`http2`), none otherwise.",
-        ),
-    ] = None
-    min_version: Annotated[Literal["1.2", "1.3"], Meta(description=_MIN_VERSION)] = "1.2"
-
-
-class ServiceTls(Section, frozen=True, kw_only=True):
-    """the TLS settings of a service
-
-    A word, or ordinary TLS: `server_name` and what belongs to it.
-    """
-
-    mode: Annotated[
-        Literal["none", "mesh"] | None,
-        Meta(
-            description="`mesh`: mutual TLS 1.3, and the peer must prove `spiffe://TRUST_DOMAIN/NAME` of "
-            "this service. `none`, or left out without `server_name`: plaintext."
-        ),
-    ] = None
-    server_name: Annotated[
-        ServerName | None,
-        Meta(
-            description="Whom the server's certificate must be for (RFC 6125), and whom we ask for: a host "
-            "name or an IP address.",
-            examples=["api.example.com"],
-        ),
-    ] = None
-    ca: Annotated[
-        Path | None,
-        Meta(
-            description="The roots to trust, in PEM. Left out: those of the system.", examples=["partner.pem"]
-        ),
-    ] = None
-    certificate: Annotated[
-        Path | None,
-        Meta(description="What we show to a server that asks: certificate, then issuers. Needs `key`."),
-    ] = None
-    key: Annotated[Path | None, Meta(description="Its private key, not encrypted.")] = None
-    alpn: Annotated[
-        list[Alpn] | None,
-        Meta(
-            min_length=1,
-            max_length=2,
-            description=f"{_ALPN}what `protocol` says; with `auto`, `h2` and `http/1.1` where only HTTP gets "
-            "here, none otherwise.",
-        ),
-    ] = None
-    min_version: Annotated[Literal["1.2", "1.3"], Meta(description=_MIN_VERSION)] = "1.2"
 
 
 _PING: Final = (
@@ -440,9 +175,9 @@ class Listener(Section, frozen=True, kw_only=True):
             "`*.suffix`. What is not here goes to `to`; without that it is closed.",
         ),
     ] = None
-    allow: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_ALLOW)] = None
-    deny: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_DENY)] = None
-    mode: Annotated[Literal["enforce", "audit"] | None, Meta(description=_MODE)] = None
+    allow: Annotated[list[Rule] | None, RULE_LIST, Meta(description=ALLOW)] = None
+    deny: Annotated[list[Rule] | None, RULE_LIST, Meta(description=DENY)] = None
+    mode: Annotated[Literal["enforce", "audit"] | None, Meta(description=MODE)] = None
     normalize_paths: Annotated[
         Literal["auto", "on", "off"],
         Meta(
@@ -622,10 +357,10 @@ class Service(Section, frozen=True, kw_only=True):
     ] = "replayable"
     pool: Annotated[Pool, Meta(description="Connections kept for reuse.")] = Pool()
     allow: Annotated[
-        list[Rule] | None, RULE_LIST, Meta(description=f"{_ALLOW} Asked after the listener's rules.")
+        list[Rule] | None, RULE_LIST, Meta(description=f"{ALLOW} Asked after the listener's rules.")
     ] = None
-    deny: Annotated[list[Rule] | None, RULE_LIST, Meta(description=_DENY)] = None
-    mode: Annotated[Literal["enforce", "audit"] | None, Meta(description=_MODE)] = None
+    deny: Annotated[list[Rule] | None, RULE_LIST, Meta(description=DENY)] = None
+    mode: Annotated[Literal["enforce", "audit"] | None, Meta(description=MODE)] = None
 
 
 class AccessLog(Section, frozen=True, kw_only=True):

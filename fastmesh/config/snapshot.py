@@ -25,17 +25,14 @@ from fastmesh.config.positions import Where
 from fastmesh.config.roles import client_cert, listener_tls, service_tls, speaks_http2
 from fastmesh.config.rule_checks import LISTS, conditions, rule_name
 from fastmesh.config.schema import (
-    MAX_RULES,
     MAX_SERVICES,
     Config,
-    HeaderMatch,
     Listener,
     ListenerHttp2,
-    PathMatch,
-    Rule,
     Service,
     ServiceHttp2,
 )
+from fastmesh.config.schema_rules import MAX_RULES, HeaderMatch, PathMatch, Rule
 from fastmesh.config.tls_files import TlsFiles
 from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
 from fastmesh.host.secrets import redacted
