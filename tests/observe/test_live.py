@@ -110,6 +110,20 @@ def test_the_death_of_a_worker_loses_no_counter(front: Front) -> None:
     wait_until(lambda: front.lines() == ["/one", "/two", "/three"], "three lines")
 
 
+def test_requests_are_counted_by_their_version(front: Front) -> None:
+    front.ask("/one", "/two")
+    with connect(front.address) as client:
+        client.send(request(version="HTTP/1.0"))
+        assert client.read_response().status == 200
+    names = [("downstream", "HTTP/1.0"), ("downstream", "HTTP/1.1"), ("downstream", "HTTP/2")]
+    names += [("upstream", "HTTP/1.1"), ("upstream", "HTTP/2")]
+    metrics = front.proxy.wait_metric("three requests", lambda m: m.sum("requests_total", code="2xx") == 3)
+    assert [metrics.sum("http_requests_total", side=side, protocol=protocol) for side, protocol in names] == [
+        *[1, 2, 0],
+        *[3, 0],
+    ]
+
+
 def test_rotation_by_renaming(front: Front) -> None:
     front.ask("/one")
     wait_until(lambda: front.lines() == ["/one"], "the first line")

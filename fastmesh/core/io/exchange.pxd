@@ -37,7 +37,8 @@ from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
 from fastmesh.core.traffic.balance cimport balance
 from fastmesh.core.traffic.counters cimport (
-    G_EXCHANGES, S_ACTIVE, S_CONNECT_FAILURES, S_LOCAL, S_RETRIES, S_REUSED_DEAD,
+    G_EXCHANGES, K_HTTP10_DOWNSTREAM, K_HTTP11_DOWNSTREAM, K_HTTP2_DOWNSTREAM, S_ACTIVE, S_CONNECT_FAILURES, S_LOCAL,
+    S_RETRIES, S_REUSED_DEAD,
 )
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF
@@ -179,6 +180,8 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
     x.method = m.method
     x.framing = m.framing
     x.version = 20 if m.flags & MSG_HTTP2 else 10 if m.flags & MSG_HTTP10 else 11
+    w.row.counters[K_HTTP2_DOWNSTREAM if x.version == 20
+                   else K_HTTP10_DOWNSTREAM if x.version == 10 else K_HTTP11_DOWNSTREAM] += 1
     if fm_unlikely(x.snapshot.log_sample > 0):
         exchange_keep_log(w, x, m)
     if m.method == M_POST:

@@ -31,7 +31,7 @@ from fastmesh.core.io.state cimport (
     X_BYTE_SEEN, X_REQ_DONE, X_REUSED, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
-from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE
+from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_HTTP11_UPSTREAM
 from fastmesh.core.wire.http1 cimport http1_parse_response
 from fastmesh.core.wire.http1_chunked cimport HTTP1_DATA, HTTP1_END, Http1Chunked, http1_chunked, http1_parse_trailers
 from fastmesh.core.wire.http1_write cimport (
@@ -70,6 +70,7 @@ cdef inline void h1_client_take(Worker *w, H1Client *h, Exchange *x) noexcept no
     h.queued = 0
     h.end.ex = x
     x.up = &h.end
+    w.row.counters[K_HTTP11_UPSTREAM] += 1
     conn_timeout(w, h.conn, x.service.response_timeout_ms)
 
 

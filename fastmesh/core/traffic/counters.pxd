@@ -21,6 +21,8 @@ cdef enum:  # Counter
     G_EXCHANGES
     G_BUFFERS
     G_TUNNELS
+    G_H2_DOWNSTREAM           # HTTP/2 connections
+    G_H2_UPSTREAM
     G_COUNT
     K_DOWNSTREAM_CONNECTIONS = G_COUNT
     K_DOWNSTREAM_REFUSED
@@ -47,6 +49,27 @@ cdef enum:  # Counter
     K_RETIRED_REVOKED_UPSTREAM
     K_RETIRED_UNTRUSTED_DOWNSTREAM
     K_RETIRED_UNTRUSTED_UPSTREAM
+    K_HTTP10_DOWNSTREAM       # requests by their version: as they came, as they were sent on
+    K_HTTP11_DOWNSTREAM
+    K_HTTP2_DOWNSTREAM
+    K_HTTP11_UPSTREAM
+    K_HTTP2_UPSTREAM
+    K_H2_STREAMS_DOWNSTREAM
+    K_H2_STREAMS_UPSTREAM
+    K_H2_REFUSED_DOWNSTREAM   # streams that were not processed: by us, by the endpoint
+    K_H2_REFUSED_UPSTREAM
+    K_H2_RESETS_RECEIVED_DOWNSTREAM
+    K_H2_RESETS_SENT_DOWNSTREAM
+    K_H2_RESETS_RECEIVED_UPSTREAM
+    K_H2_RESETS_SENT_UPSTREAM
+    K_H2_GOAWAYS_RECEIVED_DOWNSTREAM
+    K_H2_GOAWAYS_SENT_DOWNSTREAM
+    K_H2_GOAWAYS_RECEIVED_UPSTREAM
+    K_H2_GOAWAYS_SENT_UPSTREAM
+    K_H2_PINGS_DOWNSTREAM     # ours, that ask for a sign of life
+    K_H2_PINGS_UPSTREAM
+    K_H2_FLOODS_DOWNSTREAM    # connections closed for too much of what costs the peer nothing
+    K_H2_FLOODS_UPSTREAM
     K_IMPOSSIBLE
     K_SNAPSHOT
     K_COUNT
@@ -80,7 +103,7 @@ cdef enum:
     AREA_MAGIC = 0x464D4152
 
 cdef struct WorkerRow:
-    uint64_t counters[64]     # enum Counter
+    uint64_t counters[80]     # enum Counter
     uint64_t reasons[96]      # enum Reason
 
 cdef struct ServiceRow:
