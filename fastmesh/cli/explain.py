@@ -12,7 +12,7 @@ import contextlib
 import ipaddress
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
@@ -22,6 +22,7 @@ import click
 from fastmesh.certs import spiffe
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
 from fastmesh.config import ConfigErrors, find_config, load, make_snapshot
+from fastmesh.config.roles import leading_to, service_alpn
 
 TCP: Final = "TCP"
 # The schemes of what is asked, and which of them say that the caller speaks TLS.
@@ -72,7 +73,11 @@ def command(file: Path | None, method: str, url: str, as_json: bool, **options: 
         click.echo(str(errors), err=True)
         sys.exit(EXIT_CONFIG)
     demanding = [one.name for one in loaded.config.listeners if one.tls and one.tls.client_ca]
-    result = explain(snapshot, method, url, client_ca=demanding, **options)
+    config = loaded.config
+    alpn = {
+        name: service_alpn(one, leading_to(config.listeners, name)) for name, one in config.services.items()
+    }
+    result = explain(snapshot, method, url, client_ca=demanding, alpn=alpn, **options)
     click.echo(json.dumps(result, indent=2) if as_json else told(result))
     sys.exit(0 if result["allowed"] else EXIT_FAILURE)
 
@@ -87,10 +92,11 @@ def explain(
     name: str | None,
     headers: tuple[str, ...],
     client_ca: Collection[str] = (),
+    alpn: Mapping[str, list[str]] | None = None,
 ) -> dict[str, Any]:
     """What would become of the request, as data. `client_ca`: the listeners that want certificates of an
-    authority of their own, which a `caller` is taken to have. Raises `click.UsageError` for what is no
-    request."""
+    authority of their own, which a `caller` is taken to have; `alpn`: what services with ordinary TLS are
+    offered. Raises `click.UsageError` for what is no request."""
     own = f"spiffe://{snapshot['trust_domain']}/{snapshot['workload']}"
     identity = _identity(snapshot, caller)
     parts = _parts(method, url)
@@ -110,14 +116,40 @@ def explain(
     data = OPAQUE if method == TCP else _head(method, url, parts.netloc, headers)
     refused = _handshake(listener["tls"], secure, identity, listener["name"] in client_ca)
     if refused is not None:
-        nothing: dict[str, Any] = {"protocol": None, "service": None, "endpoints": []}
+        nothing: dict[str, Any] = {"protocol": None, "service": None, "endpoints": [], "speaks": []}
         return result | nothing | {"reason": refused, "allowed": False}
     if secure and listener["tls"] in ("none", "passthrough"):
         data = _hello(parts.hostname or "")
     answer: dict[str, Any] = _worker(snapshot).explain(
         listener["name"], data, shown, None if unix else _address(source), listener["bind"]["port"]
     )
-    return result | answer | {"allowed": answer["reason"] is None}
+    speaks: list[str] = []
+    if answer["protocol"] == "http" and answer["reason"] is None:
+        (service,) = [one for one in snapshot["services"] if one["name"] == answer["service"]]
+        grpc = _is_grpc(headers, listener["grpc_web"])
+        speaks = _spoken(service, (alpn or {}).get(service["name"], []), grpc)
+    return result | answer | {"speaks": speaks, "allowed": answer["reason"] is None}
+
+
+def _is_grpc(headers: tuple[str, ...], grpc_web: bool) -> bool:
+    """Whether the request arrives at the service as gRPC."""
+    for header in headers:
+        name, _, value = header.partition(":")
+        kind = value.partition(";")[0].strip().lower().partition("+")[0]
+        if name.lower() == "content-type":
+            return kind == "application/grpc" or (
+                grpc_web and kind in ("application/grpc-web", "application/grpc-web-text")
+            )
+    return False
+
+
+def _spoken(service: dict[str, Any], alpn: list[str], grpc: bool) -> list[str]:
+    """What an endpoint of the service is spoken to in, by the names of ALPN; with two it has the choice."""
+    if service["protocol"] != "auto":
+        return ["http/1.1" if service["protocol"] == "http1" else "h2"]
+    if service["tls"] == "none":
+        return ["h2" if grpc else "http/1.1"]
+    return ["h2", "http/1.1"] if service["tls"] == "mesh" else alpn or ["http/1.1"]
 
 
 def _handshake(tls: str, secure: bool, identity: str | None, demanding: bool) -> str | None:
@@ -273,6 +305,9 @@ def told(result: dict[str, Any]) -> str:
     rows.append(("service", result["service"] or "none"))
     if result["allowed"]:
         rows.append(("endpoints", ", ".join(result["endpoints"])))
+    if result["speaks"]:
+        one, *other = ("HTTP/2" if protocol == "h2" else "HTTP/1.1" for protocol in result["speaks"])
+        rows.append(("upstream", f"{one}, or {other[0]} by the endpoint's choice" if other else one))
     rows.append(("result", "allowed" if result["allowed"] else f"refused: {_refusal(result)}"))
     return "\n".join(f"{key:<11}{value}" for key, value in rows)
 

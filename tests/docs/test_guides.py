@@ -16,6 +16,7 @@ GUIDES = {
     "README.md",
     "docs/authorization.md",
     "docs/guide-first-mesh.md",
+    "docs/http2.md",
     "docs/identity.md",
     "docs/internals/processes-and-reload.md",
     "docs/tls.md",
@@ -128,6 +129,15 @@ def test_tls(tmp_path: Path) -> None:
         assert "service    shop\n" in asked
         assert asked.endswith("result     refused: no_service (no service of that name)\nrefused\n"), asked
         bash.run(end)
+
+
+def test_http2(tmp_path: Path) -> None:
+    guide = Guide("docs/http2.md")
+    check, explain = guide.blocks()
+    with shell(tmp_path) as bash:
+        assert bash.run(check) == "http2.yaml: ok (1 listener, 2 services)\n"
+        spoken = [line for line in bash.run(explain).splitlines() if line.startswith("upstream ")]
+    assert spoken == ["upstream   HTTP/1.1", "upstream   HTTP/2"]
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:

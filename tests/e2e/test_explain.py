@@ -45,6 +45,7 @@ def test_allowed() -> None:
         "rule       allow by the listener's rules: rule allow-1\n"
         "service    app\n"
         "endpoints  127.0.0.1:8080\n"
+        "upstream   HTTP/1.1\n"
         "result     allowed\n"
     )
 
@@ -85,6 +86,68 @@ def test_paths_headers_sources_and_tcp(tmp_path: Path) -> None:
     assert explained(*common, "--source", "10.1.2.3", "GET", "http://h/")[1]["rule"] == "s"
     assert explained(*common, "-H", "X-A: b", "GET", "http://h/")[1]["rule"] == "h"
     assert explained(*common, "TCP", "tcp://any")[1]["rule"] == "d"
+
+
+SPOKEN = """
+listeners:
+  - {name: edge, bind: 127.0.0.1:8080, role: outbound}
+  - {name: web, bind: 127.0.0.1:8081, role: outbound, grpc_web: true}
+  - {name: raw, bind: 127.0.0.1:8082, protocol: tcp, to: mixed}
+workload: svc-a
+trust_domain: mesh.local
+pki: pki
+services:
+  plain: {endpoints: [127.0.0.1:9000]}
+  one: {endpoints: [127.0.0.1:9000], protocol: http1}
+  two: {endpoints: [127.0.0.1:9000], protocol: http2}
+  svc-b: {endpoints: [127.0.0.1:9000], tls: mesh}
+  api: {endpoints: [127.0.0.1:9000], tls: {server_name: api.example}}
+  old: {endpoints: [127.0.0.1:9000], tls: {server_name: api.example, alpn: [http/1.1]}}
+  new: {endpoints: [127.0.0.1:9000], protocol: http2, tls: {server_name: api.example}}
+  mixed: {endpoints: [127.0.0.1:9000], tls: {server_name: api.example}}
+"""
+
+
+def test_what_endpoints_are_spoken_to_in(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(SPOKEN)
+    loaded = load(path)
+    snapshot = make_snapshot(loaded, identity=False)
+    kinds = {
+        "edge": (
+            None,
+            "text/html",
+            "application/grpc",
+            "Application/gRPC+proto; x=y",
+            "application/grpc-web",
+        ),
+        "web": ("application/grpc-web-text+proto",),
+    }
+    h1, h2, either = ["http/1.1"], ["h2"], ["h2", "http/1.1"]
+    grpc = {"plain": [h1, h1, h2, h2, h1, h2]}
+    always = {"one": h1, "two": h2, "svc-b": either, "api": either, "old": h1, "new": h2, "mixed": h1}
+    alpn = {"api": either, "old": h1, "new": h2, "mixed": []}
+    for service in (*grpc, *always):
+        found = [
+            explain(
+                snapshot,
+                *("POST", f"http://{service}/x"),
+                caller=None,
+                source="127.0.0.1",
+                name=name,
+                headers=() if kind is None else (f"Content-Type: {kind}",),
+                alpn=alpn,
+            )["speaks"]
+            for name, given in kinds.items()
+            for kind in given
+        ]
+        assert found == grpc.get(service, [always.get(service)] * 6), service
+    for service, spoken in {**always, "plain": h1}.items():
+        assert explained("-c", path, "--listener", "edge", "GET", f"http://{service}/")[1]["speaks"] == spoken
+    assert explained("-c", path, "TCP", "tcp://mixed")[1]["speaks"] == []
+    assert explained("-c", path, "--listener", "edge", "GET", "http://nobody/")[1]["speaks"] == []
+    done = cli("explain", "-c", path, "--listener", "edge", "GET", "http://svc-b/")
+    assert "upstream   HTTP/2, or HTTP/1.1 by the endpoint's choice\n" in done.stdout
 
 
 @pytest.mark.parametrize(
