@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 from kit import procfs
-from kit.fixtures import LaneFactory
+from kit.fixtures import LaneFactory, Serve, Serving
 from kit.lanes import Lane
 from kit.limits import DEADLINE, wait_until
+from kit.ports import free_port
 from kit.upstream import Script, ServerConn, answering, echo
-from kit.wire import chunked, request, response
+from kit.wire import chunked, connect, request, response
 
 
 def test_connections_are_reused_across_clients(lane: LaneFactory) -> None:
@@ -428,3 +429,27 @@ def test_pipelined_requests_survive_a_replay(lane: LaneFactory) -> None:
         client.send(*[request("POST", f"/{n}", body=b"%d" % n) for n in range(4)])
         assert client.read_response().body == b"warm"
         assert [client.read_response().body for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+def test_a_change_of_the_protocol_leaves_no_connection_of_before(serve: Serve, upstream: Serving) -> None:
+    """A reload that changes anything else keeps them."""
+    server = upstream(answering(b"hello"))
+    address = ("127.0.0.1", free_port())
+    service = {"endpoints": [f"127.0.0.1:{server.address[1]}"]}
+    listener = {"name": "front", "bind": f"127.0.0.1:{address[1]}", "protocol": "http", "to": "web"}
+    proxy = serve({"listeners": [listener], "services": {"web": service}})
+    changes = [
+        ({}, 1),
+        ({"response_timeout": "9s"}, 1),
+        ({"protocol": "http1"}, 2),
+        ({"protocol": "http1"}, 2),
+    ]
+    for number, (change, connections) in enumerate(changes):
+        if number:
+            proxy.reload(services={"web": service | change}, drain=f"{number}s")
+        with connect(address) as client:
+            client.send(request())
+            assert client.read_response().body == b"hello"
+        assert len(server.connections) == connections, change
+    metrics = proxy.wait_metric("the old one to go", lambda m: m.sum("upstream_connections_open") == 1)
+    assert metrics.sum("connections_retired_total", side="upstream", cause="replaced") == 1
