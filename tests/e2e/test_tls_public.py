@@ -92,11 +92,15 @@ def test_the_certificate_is_chosen_by_name(serve: Serve, upstream: Serving, shop
 
 def test_old_and_new_protocols(serve: Serve, upstream: Serving, shop: Shop) -> None:
     pair = shop.issue("one", "one.example")
-    config = edge(upstream(answering(b"x" * 100_000)).address[1], {"certificates": [pair]}, protocol="http")
+    off = {"enabled": False}
+    config = edge(
+        upstream(answering(b"x" * 100_000)).address[1], {"certificates": [pair]}, protocol="http", http2=off
+    )
     new = edge(
         upstream(answering(b"hello")).address[1],
         {"certificates": [pair], "min_version": "1.3"},
         protocol="http",
+        http2=off,
     )
     serve(config)
     proxy = serve(new)

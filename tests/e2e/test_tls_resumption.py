@@ -90,7 +90,7 @@ def test_curl_resumes(serve: Serve, upstream: Serving, pki: Pki) -> None:
         [
             *["curl", "-sS", "--cacert", str(identity.bundle), "--cert", str(identity.certificate)],
             *["--key", str(identity.key), "--connect-to", f"::127.0.0.1:{ports_of(config)['mesh']}"],
-            *["-H", "Connection: close", url, url],
+            *["--http1.1", "-H", "Connection: close", url, url],
         ],
         capture_output=True,
         timeout=20,

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastmesh.core.base.list cimport list_append, list_empty, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
-    R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_CLOSED, R_UPSTREAM_PING_TIMEOUT, R_UPSTREAM_RESET,
+    R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_CLOSED, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_PING_TIMEOUT, R_UPSTREAM_RESET,
     R_UPSTREAM_STREAM_REFUSED, R_UPSTREAM_STREAM_RESET, R_UPSTREAM_TIMEOUT,
 )
 from fastmesh.core.base.timer cimport Timer
@@ -29,6 +29,10 @@ from fastmesh.core.io.state cimport (
     H2_OPEN, LINES_SCRATCH, Upstream, Worker, X_BYTE_SEEN, X_REQ_DONE, X_SHARED,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
+from fastmesh.core.traffic.counters cimport (
+    K_H2_FLOODS_UPSTREAM, K_H2_GOAWAYS_RECEIVED_UPSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_REFUSED_UPSTREAM,
+    K_H2_RESETS_RECEIVED_UPSTREAM, K_HTTP2_UPSTREAM,
+)
 from fastmesh.core.traffic.snapshot cimport TLS_PUBLIC
 from fastmesh.core.wire.http2 cimport h2_goaway, h2_may_open
 from fastmesh.core.wire.http2_receive cimport h2_receive
@@ -76,6 +80,7 @@ cdef inline void _close(Worker *w, H2Conn *h) noexcept nogil:
     if h.state < H2_LEFT:
         h.state = H2_LEFT
         h2_goaway(&h.h2, H2_NO_ERROR)
+        w.row.counters[K_H2_GOAWAYS_SENT_UPSTREAM] += 1
         conn_dirty(w, h.conn)
     if h.state != H2_DISCARD:
         h2_conn_end(w, h)
@@ -117,6 +122,7 @@ cdef inline int h2_client_take(Worker *w, H2Conn *h, Exchange *x) noexcept nogil
     e.end.ex = x
     x.up = &e.end
     x.flags |= X_SHARED
+    w.row.counters[K_HTTP2_UPSTREAM] += 1
     h2_end_timeout(w, e, x.service.response_timeout_ms)
     return 0
 
@@ -197,6 +203,8 @@ cdef inline void _closed(H2 *h2, H2Stream *s, uint32_t code, bint by_peer) noexc
     cdef H2End *e = <H2End *>s
     cdef bint sent = code != H2_REFUSED
     e.flags |= E_GONE
+    if by_peer:
+        (<H2Conn *>h2).w.row.counters[K_H2_RESETS_RECEIVED_UPSTREAM if sent else K_H2_REFUSED_UPSTREAM] += 1
     if e.end.ex != NULL and by_peer and sent:
         e.end.ex.reset = code
     _lost((<H2Conn *>h2).w, e, R_UPSTREAM_STREAM_REFUSED if not sent else R_UPSTREAM_STREAM_RESET, sent)
@@ -215,6 +223,7 @@ cdef inline void _settings(H2 *h2) noexcept nogil:
 cdef inline void _goaway(H2 *h2, int32_t last, uint32_t code) noexcept nogil:
     """The endpoint takes no more requests here."""
     cdef H2Conn *h = <H2Conn *>h2
+    h.w.row.counters[K_H2_GOAWAYS_RECEIVED_UPSTREAM] += 1
     _out_of_pool(h)
     if h.state == H2_OPEN:
         h.state = H2_LEFT
@@ -236,6 +245,9 @@ cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
 cdef inline void _fail(Worker *w, H2Conn *h, int reason) noexcept nogil:
     """What the endpoint sent is no HTTP/2, or too much of it: the codec has said so in a GOAWAY."""
     w.row.reasons[reason] += 1
+    w.row.counters[K_H2_GOAWAYS_SENT_UPSTREAM] += 1
+    if reason == R_UPSTREAM_H2_FLOOD:
+        w.row.counters[K_H2_FLOODS_UPSTREAM] += 1
     _out_of_pool(h)
     h.state = H2_LEFT
     _fail_streams(w, h, reason)

@@ -24,10 +24,15 @@ from fastmesh.core.io.state cimport (
     H2_DISCARD, H2_LEAVING, H2_LEFT, H2_OPEN, LINGER_BYTES, TX_HIGH, Worker,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
+from fastmesh.core.traffic.counters cimport (
+    G_H2_DOWNSTREAM, G_H2_UPSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_PINGS_DOWNSTREAM,
+    K_H2_PINGS_UPSTREAM, K_H2_RESETS_SENT_DOWNSTREAM, K_H2_RESETS_SENT_UPSTREAM, K_H2_STREAMS_DOWNSTREAM,
+    K_H2_STREAMS_UPSTREAM,
+)
 from fastmesh.core.wire.http2 cimport h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_ping
 from fastmesh.core.wire.http2_flow cimport h2_consume
 from fastmesh.core.wire.http2_send cimport h2_data, h2_finish, h2_pack, h2_reset, h2_wants_write
-from fastmesh.core.wire.http2_state cimport H2Hooks, H2Limits, H2_NO_ERROR
+from fastmesh.core.wire.http2_state cimport H2Hooks, H2Limits, H2_NO_ERROR, H2_SERVER
 from fastmesh.core.wire.message cimport Message
 
 cdef enum:
@@ -46,6 +51,11 @@ cdef inline H2End *h2_end_of_node(Node *n) noexcept nogil:
 
 cdef inline H2Conn *h2_conn_of_pooled(Node *n) noexcept nogil:
     return <H2Conn *>(<char *>n - <size_t>&(<H2Conn *>NULL).pooled)
+
+
+cdef inline void h2_count(Worker *w, const H2Conn *h, int down, int up) noexcept nogil:
+    """Count on the side that the peer is on."""
+    w.row.counters[down if h.h2.role == H2_SERVER else up] += 1
 
 
 # ---------------------------------------------------------------- its life
@@ -78,6 +88,7 @@ cdef inline H2Conn *h2_conn_new(Worker *w, Conn *c, int role, uint32_t max_strea
     h.conn = c
     list_init(&h.streams)
     timer_init(&h.leave, <TimerFn>_leave)
+    h2_count(w, h, G_H2_DOWNSTREAM, G_H2_UPSTREAM)
     conn_dirty(w, c)
     return h
 
@@ -86,6 +97,7 @@ cdef inline void h2_conn_free(Worker *w, H2Conn *h) noexcept nogil:
     """Close the connection and free the codec. No stream is left."""
     timer_stop(&w.wheel, &h.leave)
     list_remove(&h.pooled)
+    w.row.counters[G_H2_DOWNSTREAM if h.h2.role == H2_SERVER else G_H2_UPSTREAM] -= 1
     h2_free(&h.h2)
     conn_close(w, h.conn)
     slab_put(&w.h2s, h)
@@ -129,6 +141,7 @@ cdef inline void h2_conn_left(Worker *w, H2Conn *h) noexcept nogil:
     timer_stop(&w.wheel, &h.leave)
     h.state = H2_LEFT
     h2_goaway(&h.h2, H2_NO_ERROR)
+    h2_count(w, h, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM)
     conn_dirty(w, h.conn)
     if h.nstreams == 0:
         h2_conn_end(w, h)
@@ -168,6 +181,7 @@ cdef inline bint h2_conn_silent(Worker *w, H2Conn *h) noexcept nogil:
         return True
     if h2_ping(&h.h2) != 0:
         return True
+    h2_count(w, h, K_H2_PINGS_DOWNSTREAM, K_H2_PINGS_UPSTREAM)
     h.pinged = 1
     conn_dirty(w, h.conn)
     conn_deadline(w, h.conn, h.ping_timeout_ms)
@@ -187,6 +201,7 @@ cdef inline H2End *h2_end_new(Worker *w, H2Conn *h, EndOps *ops, TimerFn fire) n
     timer_init(&e.timer, fire)
     list_append(&h.streams, &e.node)
     h.nstreams += 1
+    h2_count(w, h, K_H2_STREAMS_DOWNSTREAM, K_H2_STREAMS_UPSTREAM)
     return e
 
 
@@ -239,6 +254,7 @@ cdef inline void h2_end_drop(Worker *w, H2End *e, uint32_t code) noexcept nogil:
     cdef H2Conn *h = e.on
     if not e.flags & E_GONE:
         h2_reset(&h.h2, &e.s, code)
+        h2_count(w, h, K_H2_RESETS_SENT_DOWNSTREAM, K_H2_RESETS_SENT_UPSTREAM)
         conn_dirty(w, h.conn)
     h2_end_free(w, e)
 

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastmesh.core.base.list cimport Node, list_empty
 from fastmesh.core.base.reason cimport (
-    R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT,
+    R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT,
     SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.timer cimport Timer
@@ -37,6 +37,10 @@ from fastmesh.core.io.state cimport (
     X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
+from fastmesh.core.traffic.counters cimport (
+    K_H2_FLOODS_DOWNSTREAM, K_H2_GOAWAYS_RECEIVED_DOWNSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_REFUSED_DOWNSTREAM,
+    K_H2_RESETS_RECEIVED_DOWNSTREAM, K_H2_RESETS_SENT_DOWNSTREAM,
+)
 from fastmesh.core.wire.http2_receive cimport h2_receive
 from fastmesh.core.wire.http2_send cimport h2_reset_behind, h2_respond
 from fastmesh.core.wire.http2_state cimport (
@@ -102,6 +106,7 @@ cdef inline H2Stream *_open(H2 *h2) noexcept nogil:
     cdef Worker *w = h.w
     cdef H2End *e
     if h.state >= H2_LEFT:
+        w.row.counters[K_H2_REFUSED_DOWNSTREAM] += 1
         return NULL
     e = h2_end_new(w, h, &w.ops.h2_server_end, stream_timer)
     if e == NULL:
@@ -184,6 +189,7 @@ cdef inline void _bad(H2 *h2, H2Stream *s, int reason) noexcept nogil:
         return
     h2_end_timeout(w, e, h.client.listener.conf.stream_idle_timeout_ms)
     h2_reset_behind(&h.h2, &e.s, H2_PROTOCOL_ERROR)
+    w.row.counters[K_H2_RESETS_SENT_DOWNSTREAM] += 1
     conn_dirty(w, h.conn)
 
 
@@ -194,6 +200,8 @@ cdef inline void _closed(H2 *h2, H2Stream *s, uint32_t code, bint by_peer) noexc
     cdef H2End *e = <H2End *>s
     cdef Exchange *x = e.end.ex
     e.flags |= E_GONE
+    if by_peer:
+        w.row.counters[K_H2_RESETS_RECEIVED_DOWNSTREAM] += 1
     if x == NULL:
         _free_end(w, e)
         return
@@ -216,6 +224,7 @@ cdef inline void _settings(H2 *h2) noexcept nogil:
 cdef inline void _goaway(H2 *h2, int32_t last, uint32_t code) noexcept nogil:
     """The client will open no more streams."""
     cdef H2Conn *h = <H2Conn *>h2
+    h.w.row.counters[K_H2_GOAWAYS_RECEIVED_DOWNSTREAM] += 1
     if h.state < H2_LEFT:
         h.state = H2_LEFT
 
@@ -225,6 +234,9 @@ cdef inline void _goaway(H2 *h2, int32_t last, uint32_t code) noexcept nogil:
 cdef inline void _fail(Worker *w, H2Conn *h, int reason) noexcept nogil:
     """What the client sent is no HTTP/2, or too much of it: the codec has said so in a GOAWAY."""
     w.row.reasons[reason] += 1
+    w.row.counters[K_H2_GOAWAYS_SENT_DOWNSTREAM] += 1
+    if R_H2_RESET_FLOOD <= reason <= R_H2_OUTPUT_FLOOD:
+        w.row.counters[K_H2_FLOODS_DOWNSTREAM] += 1
     _fail_streams(w, h, R_DOWNSTREAM_RESET)
     h2_conn_end(w, h)
 
@@ -387,6 +399,7 @@ cdef inline void _end_release(Worker *w, End *end) noexcept nogil:
     h2_end_timeout(w, e, e.on.client.listener.conf.stream_idle_timeout_ms)
     if not e.flags & E_IN_DONE:
         h2_reset_behind(&e.on.h2, &e.s, H2_NO_ERROR)
+        w.row.counters[K_H2_RESETS_SENT_DOWNSTREAM] += 1
     conn_dirty(w, e.on.conn)
 
 

@@ -236,7 +236,7 @@ cdef inline size_t _h2_frame_size(const Queue *q, size_t most) noexcept nogil:
     while b != NULL and n + (b.end - b.start) <= most:
         n += b.end - b.start
         b = b.next
-    return n if n >= most // 4 else most
+    return n if n and n >= most // 4 else most
 
 
 cdef inline ssize_t h2_read_output(nghttp2_session *session, int32_t id, uint8_t *buf, size_t length,
