@@ -50,9 +50,10 @@ fuzz: .venv/done
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/floor
+	rm -rf tests/kit/grpc-js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/done: pyproject.toml scripts/setup scripts/debian-packages
+.venv/done: pyproject.toml scripts/setup scripts/debian-packages tests/kit/grpc-js/package-lock.json
 	scripts/setup $(PYTHON)
 	@touch $@
 

@@ -16,6 +16,7 @@ from kit import descriptors  # noqa: E402
 from kit.fixtures import (  # noqa: E402, F401
     _lane_proxy,
     cutter,
+    grpc_peers,
     lane,
     nginx,
     other_pki,

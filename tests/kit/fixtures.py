@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from kit.cutter import Cutter
+from kit.grpc_peers import Peers
 from kit.lanes import Lane, LaneProxy
 from kit.nginx import Nginx
 from kit.pki import Pki
@@ -106,6 +107,14 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     server = Nginx(tmp_path_factory.mktemp("backend"), {"mib": bytes(range(256)) * 4096})
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def grpc_peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """gRPC clients and services of both languages, and what their calls are without a mesh."""
+    peers = Peers(tmp_path_factory.mktemp("grpc"))
+    yield peers
+    peers.close()
 
 
 @pytest.fixture(scope="session")

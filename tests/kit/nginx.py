@@ -37,9 +37,14 @@ http {{
 
 
 class Nginx:
-    """`files` become static content; `/small`, `/echo-host`, `/204` and `/moved` are always there."""
+    """`files` become static content; `/small`, `/echo-host`, `/204` and `/moved` are always there.
 
-    def __init__(self, directory: Path, files: dict[str, bytes] | None = None) -> None:
+    Another `config` is formatted with `values`, and with a directory and a port as this one.
+    """
+
+    def __init__(
+        self, directory: Path, files: dict[str, bytes] | None = None, config: str = CONFIG, **values: str
+    ) -> None:
         self.directory = directory / "nginx"
         (self.directory / "www").mkdir(parents=True)
         self.directory.chmod(0o755)
@@ -47,11 +52,11 @@ class Nginx:
             (self.directory / "www" / name).write_bytes(data)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        config = self.directory / "nginx.conf"
-        config.write_text(CONFIG.format(directory=self.directory, port=self.port))
+        path = self.directory / "nginx.conf"
+        path.write_text(config.format(directory=self.directory, port=self.port, **values))
         env = bare()
         self.process = subprocess.Popen(
-            [BINARY, "-c", str(config), "-p", str(self.directory)], stderr=subprocess.PIPE, env=env
+            [BINARY, "-c", str(path), "-p", str(self.directory)], stderr=subprocess.PIPE, env=env
         )
         wait_until(self._answers, "nginx")
 
