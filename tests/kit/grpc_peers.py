@@ -63,7 +63,10 @@ class Peer:
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], 4 * DEADLINE)
         line = self.process.stdout.readline() if ready else b""
-        assert line, f"{self.process.args} says nothing:\n{self.stderr()}"
+        if not line:
+            # What it may yet say would be taken for the answer to something else.
+            self.process.kill()
+            raise AssertionError(f"{self.process.args} says nothing:\n{self.stderr()}")
         return json.loads(line)
 
     def stderr(self) -> str:
