@@ -5,7 +5,7 @@
 #   make test [ARGS=...]     the test suite (ARGS: for pytest)
 #   make build               .venv/bin/fastmesh; FASTMESH_BUILD=debug|asan|trace: build/MODE/lib
 #   make debug | asan        the suite on the build with assertions | with the sanitizers too
-#   make bench [ARGS=...]    the measurements against nginx, HAProxy and Envoy
+#   make bench [ARGS=...]    the measurements against nginx, HAProxy, nghttpx and Envoy
 #   make check               format, lint, types, floors, Cython's hints
 #   make fuzz [SECONDS=600]  coverage-guided fuzzing of the HTTP/1 codec
 #   make clean
@@ -49,7 +49,7 @@ fuzz: .venv/done
 	tests/fuzz/run $(or $(SECONDS),600)
 
 clean:
-	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/floor
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/{floor,stream_serve,stream_load}
 	rm -rf tests/kit/grpc-js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
