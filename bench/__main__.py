@@ -24,9 +24,9 @@ from bench.campaign import Missing, Plan, conduct
 from bench.results import Results
 
 CHART: Final = machine.ROOT / "docs" / "bench.png"
-KNOWN: Final = ("floor", "nginx", "haproxy", "envoy", "envoy-h1", "fastmesh")
-TAKE_PART: Final = ("floor", "nginx", "haproxy", "envoy", "fastmesh")
-TOPOLOGIES: Final = ("plain", "mesh", "handshake")
+KNOWN: Final = ("floor", "nginx", "haproxy", "nghttpx", "envoy", "envoy-h1", "fastmesh", "fastmesh-h1")
+TAKE_PART: Final = ("floor", "nginx", "haproxy", "nghttpx", "envoy", "fastmesh")
+TOPOLOGIES: Final = ("plain", "mesh", "handshake", "grpc", "grpc-stream", "slow-stream")
 PARTS: Final = ("load", "idle", "ready")
 
 
@@ -75,24 +75,33 @@ def say(text: str) -> None:
     "--only",
     type=Words(*KNOWN),
     default=",".join(TAKE_PART),
-    help="Proxies, measured in this order. Without the floor there are no ratios. Also: envoy-h1.",
+    help="Proxies, measured in this order; ratios are to the floor and HAProxy. Also: envoy-h1, fastmesh-h1.",
 )
 @click.option(
     *("--topology", "--topologies", "topologies"),
     type=Words(*TOPOLOGIES),
     default=",".join(TOPOLOGIES),
-    help="Of the load. handshake: mutual TLS, full and resumed, a new connection for each request.",
+    help="Of the load. handshake: mutual TLS, full and resumed, a new connection for each request. "
+    "HTTP/2 on all sides: grpc (requests), grpc-stream (messages on long streams), slow-stream (the same "
+    "beside a stopped reader).",
 )
 @click.option(
     "--parts",
     type=Words(*PARTS),
     help="load: CPU, speed, latency. idle: memory at rest and of idle connections. ready: time to answer.  "
-    "[default: all; of handshake alone: load]",
+    "[default: all; without the topologies plain and mesh: load]",
 )
 @click.option("--connections", type=Counts(), default="1,64,512", help="wrk's connections, small bodies.")
 @click.option("--large-connections", type=Counts(), default="64", help="wrk's connections, 1 MiB bodies.")
-@click.option("--rounds", type=click.IntRange(1), default=5, help="Interleaved; medians are reported.")
-@click.option("--seconds", type=click.IntRange(1), default=4, help="Length of one measured run.")
+@click.option("--h2-connections", type=click.IntRange(1), default=10, help="Of grpc and grpc-stream.")
+@click.option("--h2-streams", type=click.IntRange(1), default=32, help="On each of those connections.")
+@click.option(
+    "--mesh-connections",
+    type=click.IntRange(1, 64),
+    help="fastmesh's service option: HTTP/2 connections per worker and endpoint.  [default: its own]",
+)
+@click.option("--rounds", type=click.IntRange(1), default=4, help="Interleaved; medians are reported.")
+@click.option("--seconds", type=click.IntRange(1), default=3, help="Length of one measured run.")
 @click.option("--warm-up", type=click.IntRange(1), default=1, help="Seconds before each run, discarded.")
 @click.option("--idle-connections", type=click.IntRange(100, 25_000), default=5000)
 @click.option("--quick", is_flag=True, help="Smoke test: one short round, 64 connections, 500 idle ones.")
@@ -105,12 +114,18 @@ def say(text: str) -> None:
     "--from",
     "source",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Measure nothing; table and chart from this JSON file.",
+    help="Measure nothing; tables and chart from this JSON file.",
 )
 def main(
-    quick: bool, install: bool, output: Path | None, picture: bool, source: Path | None, **plan: Any
+    *,
+    quick: bool,
+    install: bool,
+    output: Path | None,
+    picture: bool,
+    source: Path | None,
+    **plan: Any,
 ) -> None:
-    """What fastmesh costs, beside nginx, HAProxy and Envoy; how, in docs/internals/performance.md."""
+    """What fastmesh costs, beside other proxies; how it is measured: docs/internals/performance.md."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps nginx and haproxy
     # A terminated bench must leave its `with` blocks: they end the processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -129,7 +144,7 @@ def main(
 
 
 def _plan(options: dict[str, Any], *, quick: bool) -> Plan:
-    parts = options.pop("parts") or (("load",) if options["topologies"] == ("handshake",) else PARTS)
+    parts = options.pop("parts") or (PARTS if {"plain", "mesh"} & set(options["topologies"]) else ("load",))
     plan = Plan(**options, parts=parts)
     if quick:
         short: dict[str, Any] = {"connections": (64,), "large_connections": (16,), "idle_connections": 500}

@@ -7,17 +7,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bench import handshakes, idle, load, machine, pki
+from bench import generators, handshakes, idle, load, machine, pki, slow
 from bench.handshakes import Handshakes
 from bench.load import Scenario
-from bench.proxies import Proxy, Unavailable, everyone
+from bench.proxies import Proxy, Topology, Unavailable, everyone
 from bench.proxies.nginx import BINARY as NGINX
-from bench.results import FLOOR, Figure, Results
-from bench.stage import Actor, Ground, Topology, run_backend, run_proxy
+from bench.results import Figure, Results
+from bench.slow import Slow
+from bench.stage import BACKENDS, Actor, Ground, run_backend, run_proxy
 
 SHM: Final = Path("/dev/shm")
 
@@ -29,12 +30,19 @@ class Plan:
     parts: tuple[str, ...]
     connections: tuple[int, ...]
     large_connections: tuple[int, ...]
+    h2_connections: int
+    h2_streams: int
     rounds: int
     seconds: int
     warm_up: int
     idle_connections: int
+    mesh_connections: int | None
 
     def scenarios(self, topology: Topology) -> list[Scenario]:
+        if topology == "grpc":
+            return [Scenario(topology, "small", self.h2_connections, self.h2_streams)]
+        if topology == "grpc-stream":
+            return [Scenario(topology, "message", self.h2_connections, self.h2_streams)]
         return [
             *(Scenario(topology, "small", count) for count in self.connections),
             *(Scenario(topology, "large", count) for count in self.large_connections),
@@ -46,15 +54,21 @@ class Plan:
 
     @property
     def most_connections(self) -> int:
-        return max(*self.connections, *self.large_connections)
+        return max(*self.connections, *self.large_connections, self.h2_connections)
 
-    @property
-    def load_seconds(self) -> int:
-        scenarios = sum(
-            len(handshakes.KINDS) if topology == "handshake" else len(self.scenarios(topology))
-            for topology in self.topologies
-        )
-        return len(self.only) * self.rounds * scenarios * (self.seconds + self.warm_up)
+    def load_seconds(self, proxies: list[Proxy]) -> int:
+        """How long the load takes, about: starts and first warm-ups come on top."""
+        total = 0
+        for topology in self.topologies:
+            taking_part = sum(topology in proxy.topologies for proxy in proxies)
+            if topology == "slow-stream":
+                length = 2 * self.seconds + self.warm_up
+            elif topology == "handshake":
+                length = len(handshakes.KINDS) * (self.seconds + self.warm_up)
+            else:
+                length = len(self.scenarios(topology)) * (self.seconds + self.warm_up)
+            total += taking_part * self.rounds * length
+        return total
 
 
 class Missing(Exception):
@@ -79,8 +93,10 @@ class Setting:
 def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
     """Raises Missing. Whatever happens, no process is left."""
     try:
-        tools = {"wrk": load.wrk_version()}
-    except load.Failed as error:
+        tools = {"wrk": generators.wrk_version()}
+        if "load" in plan.parts and "grpc" in plan.topologies:
+            tools["h2load"] = generators.h2load_version()
+    except Unavailable as error:
         raise Missing(str(error)) from error
     if not shutil.which(NGINX):
         raise Missing("nginx is not installed (Debian: nginx-light); it is the backend of every measurement")
@@ -94,13 +110,16 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
         directory.chmod(0o755)  # nginx' worker may be another user
         proxies = _cast(plan, directory, results)
         if "load" in plan.parts:
-            say(f"load: about {plan.load_seconds / 60:.0f} minutes")
+            say(f"load: about {plan.load_seconds(proxies) / 60:.0f} minutes")
         held = max(plan.most_connections, plan.idle_connections) + idle.WARM
         with run_backend(directory, cpus, 2 * held + 1024) as ground:
             setting = Setting(plan, results, proxies, ground, say)
             if "load" in plan.parts:
+                measures = {"handshake": _handshakes, "slow-stream": _slow}
                 for topology in plan.topologies:
-                    (_handshakes if topology == "handshake" else _load)(setting, topology)
+                    with _backend(setting, topology) as at:
+                        if at:
+                            measures.get(topology, _load)(at, topology)
             if "idle" in plan.parts:
                 _idle(setting)
             if "ready" in plan.parts:
@@ -111,7 +130,7 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
 
 def _cast(plan: Plan, directory: Path, results: Results) -> list[Proxy]:
     """Those of the wished proxies that are installed; notes versions and absences."""
-    known = everyone(pki.make(directory / "pki"))
+    known = everyone(pki.make(directory / "pki"), plan.mesh_connections)
     proxies = []
     for name in plan.only:
         try:
@@ -124,12 +143,30 @@ def _cast(plan: Plan, directory: Path, results: Results) -> list[Proxy]:
 
 
 @contextlib.contextmanager
+def _backend(setting: Setting, topology: Topology) -> Iterator[Setting | None]:
+    """The setting with the backend that a topology wants; None if that one does not start."""
+    kind = BACKENDS.get(topology)
+    if kind is None:
+        yield setting
+        return
+    with contextlib.ExitStack() as stack:
+        ground = setting.ground
+        try:
+            new = stack.enter_context(run_backend(ground.directory, ground.cpus, 0, kind))
+        except Unavailable as reason:
+            setting.broken(f"{kind} ({topology})", reason)
+            yield None
+            return
+        yield replace(setting, ground=new)
+
+
+@contextlib.contextmanager
 def _actors(setting: Setting, topology: Topology) -> Iterator[list[Actor]]:
     """All proxies of a topology run at once, idle but for the one under load: rounds interleave tightly."""
     with contextlib.ExitStack() as stack:
         actors: list[Actor] = []
         for proxy in setting.proxies:
-            if topology == "handshake" and proxy.name == FLOOR:
+            if topology not in proxy.topologies:
                 continue
             try:
                 starting = run_proxy(proxy, topology, setting.ground, setting.plan.most_connections)
@@ -166,19 +203,34 @@ def _handshakes(setting: Setting, topology: Topology) -> None:
                 found[name, kind].runs.append(run)
 
 
+def _slow(setting: Setting, topology: Topology) -> None:
+    with _actors(setting, topology) as actors:
+        found = {actor.name: Slow(actor.name) for actor in actors}
+        setting.results.slow.extend(found.values())
+        for name, run in slow.rounds(actors, setting.plan.timing, setting.ground, setting.say):
+            if isinstance(run, str):
+                found[name].failures.append(run)
+            else:
+                found[name].runs.append(run)
+
+
 def _idle(setting: Setting) -> None:
     """One proxy at a time: PSS must not be shared with another instance of the same program."""
-    for proxy in setting.proxies:
-        kinds: tuple[Topology, ...] = ("plain", "in")
-        for kind in kinds:
-            try:
-                measured = idle.measure(proxy, kind, setting.plan.idle_connections, setting.ground)
-            except Unavailable as reason:
-                if not (proxy.name == "floor" and kind == "in"):
-                    setting.broken(f"{proxy.name} (idle, {kind})", reason)
+    for kind in idle.KINDS:
+        with _backend(setting, kind) as at:
+            if at is None:
                 continue
-            setting.results.idle.append(measured)
-            setting.say(
-                f"idle {kind:5} {proxy.name:9} {measured.per_connection / 1024:6.2f} KiB a connection "
-                f"{measured.errors or ''}"
-            )
+            for proxy in at.proxies:
+                if kind in proxy.topologies:
+                    _idle_one(at, proxy, kind)
+
+
+def _idle_one(setting: Setting, proxy: Proxy, kind: Topology) -> None:
+    try:
+        measured = idle.measure(proxy, kind, setting.plan.idle_connections, setting.ground)
+    except Unavailable as reason:
+        setting.broken(f"{proxy.name} (idle, {kind})", reason)
+        return
+    setting.results.idle.append(measured)
+    each = measured.per_connection / 1024
+    setting.say(f"idle {kind:10} {proxy.name:9} {each:6.2f} KiB each {measured.errors or ''}")

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from bench.load import Failed, Timing, children
+from bench.generators import Failed
+from bench.load import Timing, children
 from bench.machine import ticks
 from bench.processes import cpu
 from bench.proxies.nginx import BODY

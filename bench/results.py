@@ -1,4 +1,4 @@
-"""From runs to figures: medians over rounds, ratios to the floor within a round, and which may be used."""
+"""From runs to figures: medians over rounds, ratios to a unit within a round, and which may be used."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench import handshakes
+from bench import handshakes, slow
+from bench.handshakes import UNIT as HAPROXY
 from bench.handshakes import Handshakes
 from bench.idle import Idle, Ready
 from bench.load import Run, Scenario
+from bench.slow import Slow
 
 FLOOR = "floor"
 # Above these shares of one CPU a round says more about the machine's other work than about a proxy.
@@ -27,6 +29,7 @@ class Figure:
     runs: list[Run] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)  # CPU per request by the floor's of the same round
+    to_haproxy: list[float] = field(default_factory=list)  # the same by HAProxy's
 
     @property
     def errors(self) -> dict[str, int]:
@@ -50,6 +53,11 @@ class Figure:
     def ratio(self) -> float | None:
         return statistics.median(self.ratios) if self.ratios else None
 
+    def by(self, unit: Figure | None) -> list[float]:
+        """CPU per request in a unit, round by round; nothing where the unit does not count."""
+        costs = {run.round: run.cpu_per_request for run in unit.runs} if unit and unit.valid else {}
+        return [run.cpu_per_request / costs[run.round] for run in self.runs if run.round in costs]
+
 
 @dataclass
 class Results:
@@ -62,6 +70,7 @@ class Results:
     broken: dict[str, str] = field(default_factory=dict)  # proxy and where it did not start -> what it said
     figures: list[Figure] = field(default_factory=list)
     handshakes: list[Handshakes] = field(default_factory=list)
+    slow: list[Slow] = field(default_factory=list)
     idle: list[Idle] = field(default_factory=list)
     ready: list[Ready] = field(default_factory=list)
 
@@ -77,24 +86,21 @@ class Results:
     @property
     def valid(self) -> bool:
         wrong = any(idle.errors for idle in self.idle) or self.broken
-        return not wrong and all(one.valid for one in (*self.figures, *self.handshakes))
+        return not wrong and all(one.valid for one in (*self.figures, *self.handshakes, *self.slow))
 
     def compare(self) -> None:
         """Fill in the ratios. In one round, so that what the machine did meanwhile hit both."""
         handshakes.compare(self.handshakes)
         for figure in self.figures:
-            floor = self.figure(figure.scenario, FLOOR)
-            unit = {run.round: run.cpu_per_request for run in floor.runs} if floor and floor.valid else {}
-            figure.ratios = [
-                run.cpu_per_request / unit[run.round] for run in figure.runs if run.round in unit
-            ]
+            figure.ratios = figure.by(self.figure(figure.scenario, FLOOR))
+            figure.to_haproxy = figure.by(self.figure(figure.scenario, HAPROXY))
 
     def warnings(self) -> list[str]:
         """What a reader must know before believing the table."""
         runs = [run for figure in self.figures for run in figure.runs]
         lines = [f"{name} did not take part: {why}" for name, why in self.absent.items()]
         lines += [f"{name} did not start: {why.splitlines()[-1]}" for name, why in self.broken.items()]
-        every = [*runs, *(run for one in self.handshakes for run in one.runs)]
+        every = [*runs, *(run for one in (*self.handshakes, *self.slow) for run in one.runs)]
         busy = sum(run.others_share > BUSY_SHARE for run in every)
         stolen = sum(run.stolen_share > STOLEN_SHARE for run in every)
         if busy:
@@ -129,6 +135,7 @@ class Results:
                 "errors": figure.errors,
                 "failures": figure.failures,
                 "ratios": figure.ratios,
+                "to_haproxy": figure.to_haproxy,
                 "runs": [asdict(run) for run in figure.runs],
             }
             figures.append(entry)
@@ -143,6 +150,7 @@ class Results:
             "valid": self.valid,
             "load": figures,
             "handshakes": [asdict(one) for one in self.handshakes],
+            "slow": [asdict(one) for one in self.slow],
             "idle": [asdict(idle) for idle in self.idle],
             "ready": [asdict(ready) for ready in self.ready],
         }
@@ -152,17 +160,17 @@ class Results:
         """Raises ValueError for a file of another format."""
         if data.get("format") != 1:
             raise ValueError("not a results file of format 1")
+        # Files from before HTTP/2 have no streams, and no ratios to HAProxy: those follow from their runs.
         figures = [
             Figure(
-                Scenario(entry["topology"], entry["size"], entry["connections"]),
+                Scenario(entry["topology"], entry["size"], entry["connections"], entry.get("streams", 1)),
                 entry["proxy"],
                 [Run(**run) for run in entry["runs"]],
                 entry["failures"],
-                entry["ratios"],
             )
             for entry in data["load"]
         ]
-        return cls(
+        results = cls(
             data["machine"],
             data["options"],
             data["versions"],
@@ -170,10 +178,17 @@ class Results:
             data["broken"],
             figures,
             [_handshakes(entry) for entry in data.get("handshakes", ())],  # older files have none
+            [_slow(entry) for entry in data.get("slow", ())],
             [Idle(**idle) for idle in data["idle"]],
             [Ready(**ready) for ready in data["ready"]],
         )
+        results.compare()
+        return results
 
 
 def _handshakes(entry: dict[str, Any]) -> Handshakes:
     return Handshakes(**{**entry, "runs": [handshakes.Run(**run) for run in entry["runs"]]})
+
+
+def _slow(entry: dict[str, Any]) -> Slow:
+    return Slow(**{**entry, "runs": [slow.Run(**run) for run in entry["runs"]]})

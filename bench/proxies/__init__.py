@@ -10,12 +10,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from bench.pki import Identity, Pki
 
-Role = Literal["plain", "out", "in"]
-"""plain: HTTP to HTTP; out: HTTP to mutual TLS, as svc-a; in: mutual TLS to HTTP, as svc-b."""
+Role = Literal["plain", "out", "in", "h2-out", "h2-in"]
+"""plain: HTTP to HTTP; out: HTTP to mutual TLS, as svc-a; in: mutual TLS to HTTP, as svc-b (HTTP/2 too, if
+the client asks for it). h2-out: HTTP/2 in plaintext to HTTP/2 over mutual TLS; h2-in: from there to HTTP/2
+in plaintext."""
+
+Topology = Literal[
+    "plain", "mesh", "in", "handshake", "h2", "h2-streams", "grpc", "grpc-stream", "slow-stream"
+]
+"""Who stands behind whom: see bench.stage."""
+
+ALL: Final[frozenset[Topology]] = frozenset(
+    ("plain", "mesh", "in", "handshake", "h2", "h2-streams", "grpc", "grpc-stream", "slow-stream")
+)
+H2_ONLY: Final[frozenset[Topology]] = frozenset(("h2", "h2-streams", "grpc", "grpc-stream", "slow-stream"))
+H1_ONLY: Final[frozenset[Topology]] = frozenset(("plain", "mesh", "in", "handshake"))
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Unavailable(Exception):
 
 class Proxy(Protocol):
     name: str
+    topologies: Final[frozenset[Topology]]  # where it takes part
 
     def version(self) -> str:
         """What it says of itself. Raises Unavailable if it is not there."""
@@ -45,20 +59,23 @@ class Proxy(Protocol):
         """The files of a workload that this proxy's PKI knows. Raises Unavailable if it has no TLS."""
 
 
-def everyone(pki: Pki) -> dict[str, Proxy]:
-    """All that the bench knows, by name, the floor first."""
+def everyone(pki: Pki, mesh_connections: int | None = None) -> dict[str, Proxy]:
+    """All that the bench knows, by name, the floor first. `mesh_connections`: of fastmesh; None: its own."""
     from bench.proxies.envoy import Envoy
     from bench.proxies.fastmesh import Fastmesh
     from bench.proxies.floor import Floor
     from bench.proxies.haproxy import HAProxy
+    from bench.proxies.nghttpx import Nghttpx
     from bench.proxies.nginx import Nginx
 
     proxies: list[Proxy] = [
         Floor(),
         Nginx(pki.identities),
         HAProxy(pki.identities),
+        Nghttpx(pki.identities),
         Envoy(pki.identities, "envoy", http2=True),
         Envoy(pki.identities, "envoy-h1", http2=False),
-        Fastmesh(pki),
+        Fastmesh(pki, "fastmesh", mesh_connections=mesh_connections),
+        Fastmesh(pki, "fastmesh-h1", http1=True),
     ]
     return {proxy.name: proxy for proxy in proxies}

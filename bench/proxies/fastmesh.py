@@ -2,8 +2,9 @@
 
 Its supervisor and agent count into its CPU time and memory.
 Changed from its defaults: upstream pools that hold every client's connection (128 by default), long idle
-timeouts. What it does for every request and the others do not by default (X-Forwarded-For and -Proto, Via,
-counters by service, the checks of `allow` and of SPIFFE ids) stays on.
+timeouts; idle clients of HTTP/2 are not asked for a sign of life, since those of the bench sleep and the
+others do not ask either. What it does for every request and the others do not by default (X-Forwarded-For
+and -Proto, Via, counters by service, the checks of `allow` and of SPIFFE ids) stays on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 from bench.machine import first_line, free_port
 from bench.pki import TRUST_DOMAIN, Identity, Pki
-from bench.proxies import Hop, Role, Unavailable
+from bench.proxies import ALL, H1_ONLY, Hop, Role, Topology, Unavailable
 
 BINARY: Final = Path(sys.executable).with_name("fastmesh")
 
@@ -53,13 +54,14 @@ services:
     endpoints: [127.0.0.1:{upstream}]
     pool: {{idle_max: {pool}, idle_timeout: 1h}}
     tls: mesh
-""",
+{more}""",
     "in": """\
 listeners:
   - name: inbound
     role: inbound
     bind: 127.0.0.1:{listen}
     idle_timeout: 1h
+    http2: {{ping_interval: 0s}}
     tls: mesh
     to: app
     allow:
@@ -70,15 +72,22 @@ services:
   app:
     endpoints: [127.0.0.1:{upstream}]
     pool: {{idle_max: {pool}, idle_timeout: 1h}}
-""",
+{more}""",
 }
+# The configurations of these are the same but for the protocol of a service.
+SAME: Final[dict[Role, Role]] = {"h2-out": "out", "h2-in": "in"}
 
 
 class Fastmesh:
-    name = "fastmesh"
-
-    def __init__(self, pki: Pki) -> None:
+    def __init__(
+        self, pki: Pki, name: str, *, http1: bool = False, mesh_connections: int | None = None
+    ) -> None:
+        """`http1`: HTTP/1.1 between the hops. `mesh_connections`: the option; None for its default."""
+        self.name = name
+        self.topologies: Final[frozenset[Topology]] = H1_ONLY if http1 else ALL
         self._pki = pki
+        self._http1 = http1
+        self._mesh_connections = mesh_connections
 
     def version(self) -> str:
         if not BINARY.exists():
@@ -88,12 +97,24 @@ class Fastmesh:
     def argv(self, hop: Hop, directory: Path) -> list[str]:
         text = COMMON.format(admin=free_port())
         if hop.role != "plain":
-            workload = "svc-a" if hop.role == "out" else "svc-b"
+            workload = "svc-a" if hop.role in ("out", "h2-out") else "svc-b"
             text += MESH.format(workload=workload, trust_domain=TRUST_DOMAIN, pki=self._pki.path)
-        text += ROLES[hop.role].format(listen=hop.listen, upstream=hop.upstream, pool=hop.connections)
+        text += ROLES[SAME.get(hop.role, hop.role)].format(
+            listen=hop.listen, upstream=hop.upstream, pool=hop.connections, more=self._service(hop.role)
+        )
         file = directory / "fastmesh.yaml"
         file.write_text(text)
         return [str(BINARY), "serve", "-c", str(file)]
 
     def identity(self, workload: str) -> Identity:
         return self._pki.identities[workload]
+
+    def _service(self, role: Role) -> str:
+        """Further lines of the service of a role. Between the hops HTTP/2 is what it agrees on by itself."""
+        if role == "h2-in":
+            return "    protocol: http2\n"
+        if role == "out" and self._http1:
+            return "    protocol: http1\n"
+        if role in ("out", "h2-out") and self._mesh_connections:
+            return f"    mesh_connections: {self._mesh_connections}\n"
+        return ""

@@ -14,7 +14,7 @@ from typing import Final
 
 from bench.machine import first_line
 from bench.pki import Identity
-from bench.proxies import Hop, Unavailable
+from bench.proxies import H1_ONLY, Hop, Topology, Unavailable
 
 BINARY: Final = "nginx"
 BODY: Final = b"hello, mesh\n"
@@ -110,6 +110,8 @@ def _command(binary: str, directory: Path, text: str) -> list[str]:
 
 class Nginx:
     name = "nginx"
+    # To upstreams it has HTTP/2 for gRPC only, with one request on a connection at a time.
+    topologies: Final[frozenset[Topology]] = H1_ONLY | {"h2"}
 
     def __init__(self, identities: dict[str, Identity]) -> None:
         self._identities = identities
@@ -132,7 +134,7 @@ class Nginx:
                 upstream=hop.upstream,
                 listen=hop.listen,
                 pool=hop.connections,
-                ssl=" ssl" if hop.role == "in" else "",
+                ssl=" ssl http2" if hop.role == "in" else "",
                 listen_tls=self._tls(LISTEN_TLS, "svc-b") if hop.role == "in" else "",
                 proxy_tls=self._tls(PROXY_TLS, "svc-a") if hop.role == "out" else "",
                 scheme="https" if hop.role == "out" else "http",

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from bench import handshakes
-from bench.handshakes import Handshakes
-from bench.load import Run, Scenario
+from kit.bench_runs import made_handshakes, results, run, slow_run
+
+from bench.idle import KINDS, Idle
+from bench.limits import verdicts
+from bench.load import Scenario
 from bench.report import markdown
 from bench.results import Figure, Results
+from bench.slow import Slow
 
 SCENARIO = Scenario("plain", "small", 64)
-MACHINE: dict[str, object] = {
-    "cpu": "test",
-    "cpus": 2,
-    "virtual_machine": False,
-    "kernel": "6",
-    "system": "Debian",
-    "commit": "0" * 40,
-    "uncommitted": False,
-    "proxy_cpus": [1],
-    "load_cpus": [0],
-}
-
-
-def run(number: int, cpu: float, **changes: Any) -> Run:
-    values: dict[str, Any] = {
-        "round": number,
-        "requests": 1000,
-        "requests_per_second": 10_000.0,
-        "cpu_per_request": cpu,
-        "cpu_per_mib": 0.0,
-        "p50": 1.0,
-        "p99": 2.0,
-        "pss": 1 << 20,
-        "proxy_cpu_share": 0.5,
-        "clock_check": 1.0,
-        "others_share": 0.0,
-        "stolen_share": 0.0,
-        "upstream_connections": 0,
-    }
-    return Run(**{**values, **changes})
-
-
-def results(*figures: Figure) -> Results:
-    versions = {figure.proxy: "1" for figure in figures}
-    made = Results(MACHINE, {"rounds": 3, "seconds": 1}, versions, figures=list(figures))
-    made.compare()
-    return made
 
 
 def row(made: Results, proxy: str) -> str:
@@ -102,11 +67,6 @@ def test_the_results_file_holds_everything() -> None:
     assert markdown(again) == markdown(made)
 
 
-def made_handshakes(proxy: str, *costs: float, **changes: Any) -> Handshakes:
-    runs = [handshakes.Run(number, 100, cost, 0.0, 0.0) for number, cost in enumerate(costs)]
-    return Handshakes(proxy, "resumed", runs, **changes)
-
-
 def test_handshakes_are_compared_within_a_round() -> None:
     made = results()
     made.versions = {"haproxy": "1", "fastmesh": "1", "nginx": "1"}
@@ -130,3 +90,91 @@ def test_a_file_from_before_handshakes_can_be_read() -> None:
     data = results(Figure(SCENARIO, "proxy", [run(0, 15.0)])).to_json()
     del data["handshakes"]
     assert Results.from_json(data).handshakes == []
+
+
+def test_a_file_from_before_http2_can_be_read() -> None:
+    data = results(
+        Figure(SCENARIO, "haproxy", [run(0, 10.0)]), Figure(SCENARIO, "proxy", [run(0, 15.0)])
+    ).to_json()
+    del data["slow"]
+    for entry in data["load"]:
+        del entry["streams"], entry["to_haproxy"]
+    again = Results.from_json(data)
+    assert again.slow == []
+    assert again.figures[1].scenario == SCENARIO
+    assert again.figures[1].to_haproxy == [1.5]
+
+
+def limit_words(made: Results) -> list[tuple[str, float | None, bool | None]]:
+    return [(one.what, one.ratio, one.met) for one in verdicts(made)]
+
+
+def test_limits_are_judged_by_their_own_unit() -> None:
+    one, many = Scenario("mesh", "small", 1), Scenario("mesh", "small", 64)
+    large = Scenario("mesh", "large", 16)
+    made = results(
+        Figure(one, "floor", [run(0, 50.0)]),
+        Figure(one, "haproxy", [run(0, 80.0)]),
+        Figure(one, "fastmesh", [run(0, 100.0)]),  # 2.0 floors and 1.25 HAProxies
+        Figure(many, "floor", [run(0, 10.0)]),
+        Figure(many, "haproxy", [run(0, 20.0)]),
+        Figure(many, "fastmesh", [run(0, 14.0)]),
+        Figure(large, "haproxy", [run(0, 1000.0)]),
+        Figure(large, "fastmesh", [run(0, 900.0, errors={"read": 1})]),
+    )
+    assert limit_words(made) == [
+        ("mesh, c=1: CPU × HAProxy", 1.25, True),
+        ("mesh, c=64: CPU × floor", 1.4, False),
+        ("mesh, c=16, 1 MiB bodies: CPU × HAProxy", None, None),
+    ]
+    text = markdown(made)
+    assert "| mesh, c=1: CPU × HAProxy | 1.25 | 1.25–1.25 | at most 1.25 | yes |" in text
+    assert "| mesh, c=64: CPU × floor | 1.40 | 1.40–1.40 | at most 1.3 | **no** |" in text
+    assert "0.90" not in text
+
+
+def test_http2_is_shown_in_haproxies() -> None:
+    scenario = Scenario("grpc", "small", 10, 32)
+    made = results(
+        Figure(scenario, "haproxy", [run(0, 40.0, p50=None, p99=None)]),
+        Figure(scenario, "fastmesh", [run(0, 10.0, p50=None, p99=None)]),
+    )
+    text = markdown(made)
+    assert "grpc, c=10×32<br>× haproxy" in text
+    assert "| **fastmesh** | 10×32 | 10,000 | 10.0 | 0.25 | 0.25–0.25 | – | – |" in text
+    again = Results.from_json(json.loads(json.dumps(made.to_json())))
+    assert again.figures == made.figures
+
+
+def test_streams_that_stand_still_are_a_result_and_broken_ones_are_none() -> None:
+    made = results()
+    made.versions = dict.fromkeys(("haproxy", "envoy", "fastmesh"), "1")
+    made.slow = [
+        Slow("haproxy", [slow_run(0, 1000.0, 0.0)]),
+        Slow("envoy", [slow_run(0, 1000.0, 999.0, errors={"stream": 3})]),
+        Slow("fastmesh", [slow_run(0, 1000.0, 800.0), slow_run(1, 500.0, 475.0), slow_run(2, 100.0, 95.0)]),
+    ]
+    text = markdown(made)
+    assert "| haproxy | 1,000 | 0 | 0.00 | 0.00–0.00 | 64 KiB |" in text
+    assert "| envoy | ✗ 3 stream |" in text
+    assert "999" not in text
+    assert "| **fastmesh** | 500 | 475 | 0.95 | 0.80–0.95 | 64 KiB |" in text
+    assert [(ratio, met) for _, ratio, met in limit_words(made)] == [(0.95, True)]
+    assert not made.valid
+    again = Results.from_json(json.loads(json.dumps(made.to_json())))
+    assert again.slow == made.slow
+    assert markdown(again) == text
+
+
+def test_idle_streams_stand_beside_idle_connections() -> None:
+    made = results()
+    made.versions = {"envoy": "1", "nginx": "1"}
+    made.idle = [
+        Idle("envoy", kind, 500, 0, 0, 0, (number + 1) * 1024.0, 10.0, 0.0, {})
+        for number, kind in enumerate(KINDS)
+    ]
+    made.idle.append(Idle("nginx", "plain", 500, 0, 0, 0, 512.0, 10.0, 0.0, {}))
+    text = markdown(made)
+    assert "HTTP/2, mutual TLS 1.3: KiB an open stream" in text
+    assert "| envoy | 1.00 | 10 | 0.0% | 2.00 | 10 | 0.0% | 3.00 | 10 | 0.0% | 4.00 | 10 | 0.0% |" in text
+    assert "| nginx | 0.50 | 10 | 0.0% | – | – | – | – | – | – | – | – | – |" in text
