@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import click
 
-from bench import chart, machine, needs, report
+from bench import chart, machine, needs, readme, report
 from bench.campaign import Missing, Plan, conduct
 from bench.results import Results
 
 CHART: Final = machine.ROOT / "docs" / "bench.png"
+README: Final = machine.ROOT / "README.md"
 KNOWN: Final = ("floor", "nginx", "haproxy", "nghttpx", "envoy", "envoy-h1", "fastmesh", "fastmesh-h1")
 TAKE_PART: Final = ("floor", "nginx", "haproxy", "nghttpx", "envoy", "fastmesh")
 TOPOLOGIES: Final = ("plain", "mesh", "handshake", "grpc", "grpc-stream", "slow-stream")
@@ -110,6 +111,7 @@ def say(text: str) -> None:
     "--output", type=click.Path(path_type=Path), help="JSON file.  [default: bench/results/TIME.json]"
 )
 @click.option("--chart", "picture", is_flag=True, help="Also draw docs/bench.png.")
+@click.option("--readme", "in_readme", is_flag=True, help="Also renew the figures in README.md.")
 @click.option(
     "--from",
     "source",
@@ -122,6 +124,7 @@ def main(
     install: bool,
     output: Path | None,
     picture: bool,
+    in_readme: bool,
     source: Path | None,
     **plan: Any,
 ) -> None:
@@ -137,6 +140,9 @@ def main(
         if picture:
             chart.draw(results, CHART)
             say(f"chart: {CHART}")
+        if in_readme:
+            readme.renew(results, README)
+            say(f"figures: {README}")
     except (Missing, ImportError, ValueError, OSError, subprocess.CalledProcessError) as error:
         say(f"bench: {error}{' (--install brings it)' if isinstance(error, Missing | ImportError) else ''}")
         sys.exit(2)

@@ -1,7 +1,8 @@
-"""The picture for the README: CPU per request in floors, plain and mesh, and memory at rest."""
+"""The picture for the README: CPU per request in floors (plain, mesh) or HAProxies (grpc), memory at rest."""
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,18 @@ MIB: Final = 1 << 20
 OURS: Final = "#d9480f"
 THEIRS: Final = "#868e96"
 LIGHT: Final = 0.55  # opacity of the second bar of a pair
-TITLES: Final = {"plain": "One plain hop", "mesh": "Two hops, mutual TLS 1.3 between"}
+HTTP2: Final = "HTTP/2"  # a panel of two topologies
+TITLES: Final = {
+    "plain": "One plain hop",
+    "mesh": "Two hops, mutual TLS 1.3 between",
+    HTTP2: "Two hops, HTTP/2 on all sides",
+}
+UNITS: Final = {
+    "plain": "CPU per request, × the floor",
+    "mesh": "CPU per request, × two floors, plaintext",
+    HTTP2: "CPU per request or message, × HAProxy",
+}
+GRPC: Final = {"grpc": "gRPC requests", "grpc-stream": "on long streams"}
 
 
 def draw(results: Results, file: Path) -> None:
@@ -24,7 +36,7 @@ def draw(results: Results, file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    panels = [topology for topology in TITLES if _bars(results, topology)]
+    panels = [panel for panel in TITLES if _bars(results, panel)]
     resting = {ready.proxy: (ready.alone or ready.pss) / MIB for ready in results.ready}
     resting.pop(FLOOR, None)
     count = len(panels) + bool(resting)
@@ -33,40 +45,43 @@ def draw(results: Results, file: Path) -> None:
     figure, all_axes = pyplot.subplots(
         1, count, figsize=(4.6 * count, 3.4), squeeze=False, layout="constrained"
     )
-    for axes, topology in zip(all_axes[0], panels, strict=False):
-        _cost(axes, results, topology)
+    for axes, panel in zip(all_axes[0], panels, strict=False):
+        _cost(axes, results, panel)
     if resting:
         _memory(all_axes[0][-1], resting)
     figure.savefig(file, dpi=160)
     pyplot.close(figure)
 
 
-def _bars(results: Results, topology: str) -> dict[str, dict[int, float]]:
-    """proxy -> connections -> × floor, for the scenarios of small bodies with many connections."""
-    bars: dict[str, dict[int, float]] = {}
+def _bars(results: Results, panel: str) -> dict[str, dict[str, float]]:
+    """proxy -> load -> × unit. Of plain and mesh: the scenarios of small bodies with many connections."""
+    bars: dict[str, dict[str, float]] = {}
     for figure in results.figures:
         scenario = figure.scenario
-        if (scenario.topology, scenario.size) != (topology, "small") or scenario.connections == 1:
-            continue
-        if figure.valid and figure.ratio is not None and figure.proxy != FLOOR:
-            bars.setdefault(figure.proxy, {})[scenario.connections] = figure.ratio
+        if panel == HTTP2:
+            label, ratios = GRPC.get(scenario.topology), figure.to_haproxy
+        else:
+            shown = (scenario.topology, scenario.size) == (panel, "small") and scenario.connections > 1
+            label, ratios = f"{scenario.connections} connections" if shown else None, figure.ratios
+        if label and figure.valid and ratios and figure.proxy != FLOOR:
+            bars.setdefault(figure.proxy, {})[label] = statistics.median(ratios)
     return bars
 
 
-def _cost(axes: Axes, results: Results, topology: str) -> None:
-    bars = _bars(results, topology)
-    counts = sorted({count for values in bars.values() for count in values})
-    height = 0.8 / len(counts)
+def _cost(axes: Axes, results: Results, panel: str) -> None:
+    bars = _bars(results, panel)
+    labels = list(dict.fromkeys(label for values in bars.values() for label in values))
+    height = 0.8 / len(labels)
     for row, (proxy, values) in enumerate(bars.items()):
-        for place, count in enumerate(counts):
-            if count not in values:
+        for place, label in enumerate(labels):
+            if label not in values:
                 continue
-            y = row + (place - (len(counts) - 1) / 2) * height
+            y = row + (place - (len(labels) - 1) / 2) * height
             opacity = 1.0 if place == 0 else LIGHT
-            axes.barh(y, values[count], height * 0.92, color=_colour(proxy), alpha=opacity)
+            axes.barh(y, values[label], height * 0.92, color=_colour(proxy), alpha=opacity)
             axes.annotate(
-                f"{values[count]:.2f}  ({count} connections)",
-                (values[count], y),
+                f"{values[label]:.2f}  ({label})",
+                (values[label], y),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
@@ -74,9 +89,8 @@ def _cost(axes: Axes, results: Results, topology: str) -> None:
                 color="#495057",
             )
     axes.axvline(1.0, color="#212529", linewidth=1, linestyle="--")
-    hops = "the floor" if topology == "plain" else "two floors, plaintext"
-    axes.set_xlabel(f"CPU per request, × {hops}", fontsize=8.5)
-    _finish(axes, TITLES[topology], list(bars), max(max(values.values()) for values in bars.values()) * 1.42)
+    axes.set_xlabel(UNITS[panel], fontsize=8.5)
+    _finish(axes, TITLES[panel], list(bars), max(max(values.values()) for values in bars.values()) * 1.42)
 
 
 def _memory(axes: Axes, resting: dict[str, float]) -> None:
