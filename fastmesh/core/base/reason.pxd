@@ -100,6 +100,7 @@ cdef enum:  # Reason
     R_UPSTREAM_H2_FLOOD
     R_UPSTREAM_PING_TIMEOUT
     R_UPSTREAM_NOT_HTTP2
+    R_UPSTREAM_NO_UPGRADE
     # local
     R_DRAINING
     R_OVERLOADED
@@ -218,6 +219,7 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_UPSTREAM_H2_FLOOD, b"upstream_h2_flood", SIDE_UPSTREAM, 502, 13, False, b"the endpoint flooded the HTTP/2 connection")
     _row(t, R_UPSTREAM_PING_TIMEOUT, b"upstream_ping_timeout", SIDE_UPSTREAM, 504, 14, False, b"the endpoint did not answer an HTTP/2 PING in time")
     _row(t, R_UPSTREAM_NOT_HTTP2, b"upstream_not_http2", SIDE_UPSTREAM, 502, 14, True, b"the endpoint does not speak HTTP/2")
+    _row(t, R_UPSTREAM_NO_UPGRADE, b"upstream_no_upgrade", SIDE_UPSTREAM, 502, 12, False, b"the endpoint takes no upgrades over HTTP/2")
     _row(t, R_DRAINING, b"draining", SIDE_LOCAL, 503, 14, False, b"the proxy is shutting down")
     _row(t, R_OVERLOADED, b"overloaded", SIDE_LOCAL, 503, 14, False, b"a limit of the proxy is reached")
     _row(t, R_NO_MEMORY, b"no_memory", SIDE_LOCAL, 503, 8, False, b"the proxy is out of memory")

@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 from libc.time cimport gmtime_r, strftime, time, time_t, tm
 
 from fastmesh.core.io.state cimport End, Exchange, Worker, X_GRPC
-from fastmesh.core.wire.grpc cimport grpc_error
+from fastmesh.core.wire.grpc cimport grpc_error, grpc_status_lines
 from fastmesh.core.wire.http1 cimport http1_parse_response
+from fastmesh.core.wire.http1_chunked cimport http1_parse_trailers
 from fastmesh.core.wire.http1_write cimport http1_phrase
 from fastmesh.core.wire.message cimport M_GET, M_HEAD
 
@@ -64,3 +65,15 @@ cdef inline int answer(Worker *w, End *down, const Exchange *x, int reason) noex
     if n > 0 and method != M_HEAD and down.ops.data(w, down, body, n) < 0:
         return -1
     return -1 if down.ops.finish(w, down, NULL) < 0 else 0
+
+
+cdef inline int answer_behind(Worker *w, End *down, int reason) noexcept nogil:
+    """End a gRPC answer that has begun with our status behind it. 0 or -1, as above."""
+    cdef char lines[ANSWER_HEAD]
+    cdef const char *text = w.reasons[reason].text
+    cdef uint32_t scan = 0
+    cdef size_t n = grpc_status_lines(lines, sizeof(lines) - 2, w.reasons[reason].grpc, text, strlen(text))
+    memcpy(lines + n, b"\r\n", 2)
+    if http1_parse_trailers(lines, n + 2, &scan, &w.answer) <= 0:
+        return -1
+    return -1 if down.ops.finish(w, down, &w.answer) < 0 else 0

@@ -17,11 +17,14 @@ from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport identity_over
 from fastmesh.core.io.connection cimport conn_close
 from fastmesh.core.io.exchange cimport exchange_dial_again, exchange_play, exchange_upstream_failed
-from fastmesh.core.io.h1_client cimport h1_client_open, h1_client_spare, h1_client_take
-from fastmesh.core.io.h2_client cimport h2_client_open, h2_client_take, h2_client_usable
+from fastmesh.core.io.h1_client cimport h1_client_open, h1_client_spare, h1_client_take, h1_client_tunnel
+from fastmesh.core.io.h2_client cimport (
+    h2_client_must_wait, h2_client_open, h2_client_take, h2_client_usable, h2_client_wait,
+)
+from fastmesh.core.io.parked cimport parked_next, parked_of
 from fastmesh.core.io.state cimport (
     C_CONNECTING, C_HANDSHAKE, C_TLS, Conn, ConnOps, Dialling, End, EndOps, Exchange, H1Client, H2Conn, Parked,
-    SPEAKS_H1, SPEAKS_H2, TX_HIGH, Upstream, Worker, X_PARKED, X_TUNNEL,
+    SPEAKS_H1, SPEAKS_H2, TX_HIGH, Upstream, Worker, X_EXTENDED, X_PARKED, X_TUNNEL,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
@@ -32,10 +35,6 @@ from fastmesh.core.wire.tls cimport TLS_ALPN_H2, tls_alpn
 
 cdef inline Dialling *dialling_of_all(Node *n) noexcept nogil:
     return <Dialling *>(<char *>n - <size_t>&(<Dialling *>NULL).all)
-
-
-cdef inline Parked *_parked_of(Node *n) noexcept nogil:
-    return <Parked *>(<char *>n - <size_t>&(<Parked *>NULL).node)
 
 
 cdef inline void _free(Worker *w, Dialling *d) noexcept nogil:
@@ -56,24 +55,10 @@ cdef inline void _waiting_away(Dialling *d, Node *waiting) noexcept nogil:
     cdef Parked *p
     list_init(waiting)
     while not list_empty(&d.waiting):
-        p = _parked_of(d.waiting.next)
+        p = parked_of(d.waiting.next)
         list_remove(&p.node)
         p.on = NULL
         list_append(waiting, &p.node)
-
-
-cdef inline Exchange *_next_waiting(Worker *w, Node *waiting) noexcept nogil:
-    """The first that waits, whose End is gone then; NULL: none is left."""
-    cdef Parked *p
-    cdef Exchange *x
-    if list_empty(waiting):
-        return NULL
-    p = _parked_of(waiting.next)
-    list_remove(&p.node)
-    x = p.end.ex
-    slab_put(&w.parked, p)
-    x.up = NULL
-    return x
 
 
 cdef inline void _failed(Worker *w, Conn *c, int reason) noexcept nogil:
@@ -84,7 +69,7 @@ cdef inline void _failed(Worker *w, Conn *c, int reason) noexcept nogil:
     _waiting_away(d, &waiting)
     dialling_close(w, d)
     while True:
-        x = _next_waiting(w, &waiting)
+        x = parked_next(w, &waiting)
         if x == NULL:
             return
         exchange_upstream_failed(w, x, reason, False)
@@ -176,7 +161,10 @@ cdef inline void _ready_h2(Worker *w, Dialling *d) noexcept nogil:
     _waiting_away(d, &waiting)
     _free(w, d)
     while True:
-        x = _next_waiting(w, &waiting)
+        if not list_empty(&waiting) and h2_client_must_wait(h, parked_of(waiting.next).end.ex):
+            h2_client_wait(h, parked_of(waiting.next))
+            continue
+        x = parked_next(w, &waiting)
         if x == NULL:
             return
         if h2_client_usable(h) and h2_client_take(w, h, x) == 0:
@@ -195,18 +183,21 @@ cdef inline void _ready_h1(Worker *w, Dialling *d) noexcept nogil:
         return
     _waiting_away(d, &waiting)
     _free(w, d)
-    x = _next_waiting(w, &waiting)
+    x = parked_next(w, &waiting)
     if x == NULL:
         h1_client_spare(w, h)
         return
     h1_client_take(w, h, x)
     if x.flags & X_TUNNEL:
         x.flags &= ~<uint32_t>X_PARKED
-        w.ops.upgrade(w, x, NULL, 0)
+        if x.flags & X_EXTENDED:
+            h1_client_tunnel(w, h, x)
+        else:
+            w.ops.upgrade(w, x, NULL, 0)
     else:
         exchange_play(w, x)
     while True:
-        x = _next_waiting(w, &waiting)
+        x = parked_next(w, &waiting)
         if x == NULL:
             return
         exchange_dial_again(w, x)

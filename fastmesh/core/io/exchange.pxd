@@ -26,11 +26,12 @@ from fastmesh.core.base.shared cimport Shared, shared_put, shared_ref
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.account cimport account, exchange_keep_log
-from fastmesh.core.io.answer cimport answer
+from fastmesh.core.io.answer cimport answer, answer_behind
 from fastmesh.core.io.kept cimport kept_body, kept_drop, kept_trailers, message_copy, message_of
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
-    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_FAILING, X_FRESH, X_GRPC, X_HEAD_SENT,
+    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_EXTENDED, X_FAILING,
+    X_FRESH, X_GRPC, X_HEAD_SENT,
     X_PARKED, X_REQ_DONE, X_RESP_DONE, X_REUSED, X_SHARED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
@@ -47,6 +48,10 @@ from fastmesh.core.wire.message cimport (
     MSG_HTTP10, MSG_HTTP2, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_POST, M_PUT, M_TRACE,
     Message,
 )
+
+
+cdef enum:
+    REFUSED_MAX = 8               # tries of a request that endpoints refuse, beside the first
 
 
 cdef inline Exchange *exchange_of_all(void *node) noexcept nogil:
@@ -130,8 +135,22 @@ cdef inline void exchange_fail(Worker *w, Exchange *x, int reason) noexcept nogi
 # ---------------------------------------------------------------- downstream calls
 
 cdef inline void _too_late(void *worker, Timer *t) noexcept nogil:
-    """The caller waits no longer."""
-    exchange_fail(<Worker *>worker, <Exchange *>(<char *>t - <size_t>&(<Exchange *>NULL).deadline), R_DEADLINE)
+    """The caller waits no longer. A stream that has begun is ended as gRPC has it: with the status behind it."""
+    cdef Worker *w = <Worker *>worker
+    cdef Exchange *x = <Exchange *>(<char *>t - <size_t>&(<Exchange *>NULL).deadline)
+    cdef End *up = x.up
+    if not x.flags & X_HEAD_SENT or x.flags & X_RESP_DONE or x.version != 20:
+        exchange_fail(w, x, R_DEADLINE)
+        return
+    x.reason = R_DEADLINE
+    if up != NULL:
+        x.up = NULL
+        up.ex = NULL
+        up.ops.abort(w, up, R_DEADLINE, 0)
+    if answer_behind(w, x.down, R_DEADLINE) < 0:
+        exchange_cut(w, x, R_DEADLINE)
+    else:
+        exchange_end(w, x)
 
 
 cdef inline void _call(Worker *w, Exchange *x, const Message *m) noexcept nogil:
@@ -200,10 +219,13 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
             exchange_fail(w, x, -r)
             return
     if fm_unlikely(m.method == M_CONNECT):
-        if not conf.outbound:
+        if m.protocol.len > 0:
+            x.flags |= X_EXTENDED
+        elif conf.outbound:
+            x.flags |= X_TUNNEL | X_EXTENDED if x.version == 20 else X_TUNNEL
+        else:
             exchange_fail(w, x, R_CONNECT_NOT_ALLOWED)
             return
-        x.flags |= X_TUNNEL
     elif m.flags & MSG_UPGRADE:
         x.flags |= X_UPGRADE
     x.endpoint = balance(x.service)
@@ -214,15 +236,13 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
     r = w.ops.dial(w, x)
     if r < 0 and not _next(w, x, -r):
         return
-    if x.flags & X_TUNNEL:
-        return                                  # the tunnel begins when the endpoint is reached
-    if x.flags & (X_PARKED | X_REUSED):
+    if x.flags & (X_PARKED | X_REUSED | X_EXTENDED):
         x.kept.head = message_copy(&w.pool, m)
-        if fm_unlikely(x.kept.head == NULL and x.flags & X_PARKED):
+        if fm_unlikely(x.kept.head == NULL and x.flags & (X_PARKED | X_EXTENDED)):
             exchange_fail(w, x, R_NO_MEMORY)
             return
-    if x.flags & X_PARKED:
-        return
+    if x.flags & (X_PARKED | X_TUNNEL):
+        return                                  # it goes on when the endpoint is reached
     r = x.up.ops.head(w, x.up, m)
     if fm_unlikely(r < 0):
         exchange_fail(w, x, -r)
@@ -274,10 +294,10 @@ cdef inline void exchange_play(Worker *w, Exchange *x) noexcept nogil:
 
 cdef inline bint _keep_body(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
     """False: it is not kept, and was to be sent later."""
-    if not x.flags & X_PARKED and x.kept.body.bytes + n > REPLAY_MAX:
+    if not x.flags & (X_PARKED | X_EXTENDED) and x.kept.body.bytes + n > REPLAY_MAX:
         kept_drop(&w.pool, &x.kept)             # what is longer cannot be repeated
         return True
-    return kept_body(&w.pool, &x.kept, p, n) or not x.flags & X_PARKED
+    return kept_body(&w.pool, &x.kept, p, n) or not x.flags & (X_PARKED | X_EXTENDED)
 
 
 cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
@@ -329,7 +349,8 @@ cdef inline void exchange_downstream_failed(Worker *w, Exchange *x, int reason) 
 cdef inline void exchange_byte_seen(Worker *w, Exchange *x) noexcept nogil:
     """The endpoint has begun to answer: no other try from here on."""
     x.flags |= X_BYTE_SEEN
-    exchange_drop_kept(w, x)
+    if not x.flags & X_EXTENDED:                # whose switch depends on what was asked
+        exchange_drop_kept(w, x)
 
 
 cdef inline int exchange_response_head(Worker *w, Exchange *x, Message *m) noexcept nogil:
@@ -377,10 +398,13 @@ cdef inline bint _idempotent(int method) noexcept nogil:
 
 
 cdef inline void _again(Worker *w, Exchange *x, int reason) noexcept nogil:
-    """The kept connection was none any more: the same request on a fresh one."""
+    """The kept connection was none any more, or took no more requests: the same request on a fresh one."""
     cdef int r
     x.retries += 1
-    x.service.row.counters[S_REUSED_DEAD] += 1
+    if reason == R_UPSTREAM_CLOSED or reason == R_UPSTREAM_RESET:
+        x.service.row.counters[S_REUSED_DEAD] += 1
+    elif x.service.nendpoints > 1:
+        x.endpoint = balance(x.service)
     x.service.row.counters[S_RETRIES] += 1
     x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
     x.flags |= X_FRESH
@@ -397,7 +421,7 @@ cdef inline void exchange_upstream_failed(Worker *w, Exchange *x, int reason, bi
     """
     x.up = NULL
     if not sent and (x.kept.head != NULL or x.flags & X_TUNNEL):
-        if x.flags & X_REUSED:
+        if x.flags & (X_REUSED | X_SHARED) and x.retries < REFUSED_MAX:
             _again(w, x, reason)
             return
         x.flags |= X_FRESH                      # a pooled one may be just as dead

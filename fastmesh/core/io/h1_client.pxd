@@ -4,31 +4,32 @@
 # pool. What an endpoint sends unasked closes the connection: nobody could say whose answer it is.
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
-from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
+from fastmesh.core.base.buffer cimport Buf, queue_commit, queue_reserve
 from fastmesh.core.base.list cimport list_append, list_push, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
-    R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_CLOSED, R_UPSTREAM_TIMEOUT,
+    R_INTERNAL, R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_CLOSED, R_UPSTREAM_TIMEOUT,
     R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.connection cimport (
-    conn_backlog, conn_close, conn_dirty, conn_finish, conn_held_up, conn_pause, conn_queued_bytes, conn_resume,
+    conn_backlog, conn_close, conn_dirty, conn_end_output, conn_finish, conn_held_up, conn_pause, conn_queued_bytes, conn_resume,
     conn_resume_input, conn_timeout,
 )
 from fastmesh.core.io.connection_output cimport conn_write_body
 from fastmesh.core.io.exchange cimport (
-    exchange_byte_seen, exchange_response_data, exchange_response_end, exchange_response_head,
+    exchange_byte_seen, exchange_drop_kept, exchange_response_data, exchange_response_end, exchange_response_head,
     exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.forwarded cimport forwarded_fields, list_field
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
+from fastmesh.core.io.kept cimport message_of
 from fastmesh.core.io.state cimport (
     C_BULK, C_DEAD, C_EOF, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End, EndOps, Exchange, Flow,
     H1Client, H1_BODY, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH, PoolConf, SPLICE_MIN, Upstream, Worker,
-    X_BYTE_SEEN, X_REQ_DONE, X_REUSED, X_UPGRADE,
+    X_BYTE_SEEN, X_EXTENDED, X_REQ_DONE, X_REUSED, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_HTTP11_UPSTREAM
@@ -38,9 +39,15 @@ from fastmesh.core.wire.http1_write cimport (
     http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_request_line, http1_write_upgrade,
     http1_write_via,
 )
+from fastmesh.core.wire.http1_meaning cimport http1_same
+from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.message cimport (
+    FIELD_HOP, Field, LENGTH_UNKNOWN, MSG_HAS_HOP, M_CONNECT,
     FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_HOST, MSG_INTERIM, MSG_KEEP_ALIVE,
     MSG_TE_TRAILERS, MSG_UPGRADE, Message,
+)
+from fastmesh.core.wire.websocket cimport (
+    WEBSOCKET_ACCEPT, WEBSOCKET_KEY, websocket_accept, websocket_field, websocket_key,
 )
 
 
@@ -137,7 +144,14 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
                 return n
             h.scan = 0
             used += r
-            if w.msg.status == 101:
+            if fm_unlikely(x.flags & X_EXTENDED) and not w.msg.flags & MSG_INTERIM:
+                if not _switched(w, h, x):
+                    if not c.flags & C_DEAD:
+                        h1_client_lost(w, h, R_UPSTREAM_BAD_RESPONSE)
+                    return n
+                if h.raw:
+                    continue
+            elif w.msg.status == 101:
                 # Asked for, behind the whole request, and with the protocol's name (RFC 9110 7.8, 15.2.2).
                 if (not x.flags & X_UPGRADE or not x.flags & X_REQ_DONE or w.msg.upgrade.len == 0
                         or exchange_response_head(w, x, &w.msg) < 0):
@@ -225,6 +239,89 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
         else:                                   # in the pool, or the answer was whole: nobody asked for this
             h1_client_lost(w, h, R_UPSTREAM_BAD_RESPONSE)
             return n
+    return n
+
+
+cdef inline void _raw(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
+    """From here on bytes pass as they are; first those that came before the endpoint was ready for them."""
+    cdef Buf *b = x.kept.body.head
+    h.raw = 1
+    h.state = H1_BODY
+    h.framing = FRAMING_CLOSE
+    h.out_framing = FRAMING_CLOSE
+    h.keep_alive = 0
+    h.conn.flags |= C_BULK
+    conn_timeout(w, h.conn, x.conf.tcp_idle_timeout_ms)
+    while b != NULL:
+        conn_write_body(w, h.conn, b.data + b.start, b.end - b.start)
+        b = b.next
+    exchange_drop_kept(w, x)
+    if x.flags & X_REQ_DONE:
+        conn_end_output(w, h.conn)
+    else:
+        x.down.ops.resume(w, x.down)
+
+
+cdef inline bint _switched(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
+    """The answer to an upgrade that came as an extended CONNECT is in w.msg (RFC 8441 5). False: it is none, or the
+    exchange has ended."""
+    cdef Message *m = &w.msg
+    cdef Message *asked = message_of(x.kept.head)
+    cdef const char *protocol = asked.base + asked.protocol.at
+    cdef Field *f
+    if m.status != 101:
+        exchange_drop_kept(w, x)
+        return m.status // 100 != 2              # without the switch no 2xx says yes
+    if m.upgrade.len != asked.protocol.len or not http1_same(m.base + m.upgrade.at, protocol, m.upgrade.len):
+        return False
+    if _is_websocket(asked):
+        f = websocket_field(m, b"sec-websocket-accept", 20)
+        if f == NULL or f.value_len != WEBSOCKET_ACCEPT or memcmp(m.base + f.value_at, h.accept, f.value_len) != 0:
+            return False
+        f.flags |= FIELD_HOP
+        m.flags |= MSG_HAS_HOP
+    m.status = 200
+    m.upgrade.len = 0
+    m.framing = FRAMING_CHUNKED
+    m.length = LENGTH_UNKNOWN
+    if exchange_response_head(w, x, m) < 0:
+        return False
+    _raw(w, h, x)
+    return True
+
+
+cdef inline bint h1_client_tunnel(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
+    """A CONNECT that came over HTTP/2: the endpoint is reached. False: the exchange has ended."""
+    cdef uint32_t scan = 0
+    http1_parse_response(b"HTTP/1.1 200 OK\r\n\r\n", 19, &scan, M_CONNECT, &w.answer)
+    w.answer.framing = FRAMING_CHUNKED
+    if exchange_response_head(w, x, &w.answer) < 0:
+        return False
+    _raw(w, h, x)
+    return True
+
+
+cdef inline bint _is_websocket(const Message *m) noexcept nogil:
+    return m.protocol.len == 9 and http1_equal(m.base + m.protocol.at, b"websocket", 9)
+
+
+cdef inline size_t _extended_fields(H1Client *h, char *out, const Message *m) noexcept nogil:
+    """What an extended CONNECT is in HTTP/1.1: an Upgrade, with a key of our own if it is WebSocket's. 0: there is no
+    randomness."""
+    cdef char key[WEBSOCKET_KEY]
+    cdef size_t n = 30
+    memcpy(out, b"connection: upgrade\r\nupgrade: ", 30)
+    memcpy(out + n, m.base + m.protocol.at, m.protocol.len)
+    n += m.protocol.len
+    memcpy(out + n, b"\r\n", 2)
+    n += 2
+    if _is_websocket(m):
+        if not websocket_key(key) or not websocket_accept(h.accept, key, WEBSOCKET_KEY):
+            return 0
+        memcpy(out + n, b"sec-websocket-key: ", 19)
+        memcpy(out + n + 19, key, WEBSOCKET_KEY)
+        memcpy(out + n + 19 + WEBSOCKET_KEY, b"\r\n", 2)
+        n += 21 + WEBSOCKET_KEY
     return n
 
 
@@ -324,11 +421,17 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     cdef uint64_t skip
     cdef uint64_t hosted = 0
     cdef size_t n
+    cdef size_t k
     cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(
         m, 1400 + x.service.name.len + (x.client_cert.len + 32 if x.client_cert != NULL else 0)))
     if fm_unlikely(p == NULL):
         return -R_NO_MEMORY
     n = http1_write_request_line(p, m)
+    if fm_unlikely(x.flags & X_EXTENDED):
+        k = _extended_fields(h, p + n, m)
+        if k == 0:
+            return -R_INTERNAL
+        n += k
     if fm_unlikely(x.version == 10 and not _names_host(m)):
         # HTTP/1.0 without Host: the next hop speaks HTTP/1.1 and wants one (RFC 9112 3.2)
         if m.authority.len > 0:
@@ -352,9 +455,9 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
         if m.flags & MSG_TE_TRAILERS:
             memcpy(p + n, b"connection: te\r\nte: trailers\r\n", 30)
             n += 30
-    h.out_framing = m.framing
+    h.out_framing = FRAMING_NONE if x.flags & X_EXTENDED else m.framing
     h.request_done = 0
-    if m.framing == FRAMING_CHUNKED:
+    if h.out_framing == FRAMING_CHUNKED:
         memcpy(p + n, b"transfer-encoding: chunked\r\n", 28)
         n += 28
     memcpy(p + n, b"\r\n", 2)
@@ -370,6 +473,8 @@ cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept n
     cdef int r
     if n == 0:
         return 0
+    if fm_unlikely(e.ex.flags & X_EXTENDED and not h.raw):
+        return 1                                # kept until the endpoint has switched
     if h.out_framing == FRAMING_CHUNKED:
         r = h1_chunk(w, h.conn, p, n)
     else:
@@ -383,6 +488,9 @@ cdef inline int _end_finish(Worker *w, End *e, Message *trailers) noexcept nogil
     cdef size_t before = h.conn.tx.bytes
     cdef int r
     h.request_done = 1
+    if h.raw:
+        conn_end_output(w, h.conn)
+        return 0
     if h.out_framing == FRAMING_CHUNKED:
         r = h1_last_chunk(w, h.conn, trailers)
         h.queued += h.conn.tx.bytes - before

@@ -5,7 +5,7 @@
 # read is answered and the connection closed; what the client still sends then is thrown away for a bounded
 # time, so that it can read our answer (RFC 9112 9.6).
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmesh.core.base.buffer cimport queue_commit, queue_reserve
@@ -31,10 +31,11 @@ from fastmesh.core.io.exchange cimport (
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.h2_server cimport h2_server_open
+from fastmesh.core.io.kept cimport message_of
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TX_HIGH, Conn, ConnOps, Downstream, End,
+    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TRUNCATED, C_TX_HIGH, Conn, ConnOps, Downstream, End,
     EndOps, Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
-    Listener, SPLICE_MIN, Worker, X_UNPROVEN,
+    Listener, SPLICE_MIN, Worker, X_EXTENDED, X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.wire.http1 cimport http1_parse_request
@@ -43,13 +44,14 @@ from fastmesh.core.wire.http1_chunked cimport (
 )
 from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.http1_write cimport (
-    http1_copy_fields, http1_has_field, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
+    http1_copy_fields, http1_copy_fields_skip, http1_has_field, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, Field, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2,
     MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_HEAD, Message,
 )
 from fastmesh.core.wire.preface cimport PREFACE_HERE, PREFACE_MORE, preface_here
+from fastmesh.core.wire.websocket cimport WEBSOCKET_ACCEPT, websocket_accept, websocket_field
 
 
 cdef enum:
@@ -179,6 +181,11 @@ cdef inline size_t h1_server_input(Worker *w, Conn *c, char *p, size_t n) noexce
                 c.flags &= ~<uint32_t>C_BULK
                 h.state = H1_DONE
                 exchange_request_end(w, x, &w.msg if w.msg.nfields else NULL)
+            elif h.framing == FRAMING_CLOSE:
+                r = exchange_request_data(w, x, p + used, n - used)
+                if r > 0:
+                    conn_pause(c)
+                return n
             elif h.framing == FRAMING_LENGTH:
                 k = n - used
                 if k > h.left:
@@ -343,7 +350,7 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     exchange_begin(w, x, m, &h.client.caller)
     if c.flags & C_DEAD:
         return False
-    if h.end.ex == x and h.state == H1_DONE:
+    if h.end.ex == x and h.state == H1_DONE and not x.flags & X_EXTENDED:
         exchange_request_end(w, x, NULL)
     return not c.flags & C_DEAD
 
@@ -381,7 +388,10 @@ cdef inline void _splice(Worker *w, H1Server *h, Exchange *x) noexcept nogil:
 
 cdef inline void h1_server_eof(Worker *w, Conn *c) noexcept nogil:
     cdef H1Server *h = <H1Server *>c.owner
-    if h.end.ex != NULL and (h.state == H1_BODY or h.state == H1_TRAILERS):
+    if h.end.ex != NULL and h.state == H1_BODY and h.framing == FRAMING_CLOSE and not c.flags & C_TRUNCATED:
+        h.state = H1_DONE
+        exchange_request_end(w, h.end.ex, NULL)
+    elif h.end.ex != NULL and (h.state == H1_BODY or h.state == H1_TRAILERS):
         h.keep_alive = 0
         exchange_downstream_failed(w, h.end.ex, R_DOWNSTREAM_CLOSED)
     elif h.state == H1_DONE:
@@ -437,6 +447,37 @@ cdef inline void h1_server_ready(Worker *w, Conn *c) noexcept nogil:
 
 # ---------------------------------------------------------------- the End
 
+cdef inline int _switch(Worker *w, H1Server *h, Exchange *x, Message *m) noexcept nogil:
+    """An endpoint has said yes to the extended CONNECT that an Upgrade became (RFC 8441 5): tell the client so, and pass
+    bytes as they are from here on."""
+    cdef Message *asked = message_of(x.kept.head)
+    cdef Field *key = websocket_field(asked, b"sec-websocket-key", 17)
+    cdef Conn *c = h.conn
+    cdef size_t n
+    cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, asked.upgrade.len + 192))
+    if p == NULL:
+        return -R_NO_MEMORY
+    memcpy(p, b"HTTP/1.1 101 Switching Protocols\r\n", 34)
+    n = 34 + http1_copy_fields_skip(p + 34, m, <uint64_t>1 << F_CONTENT_LENGTH)
+    n += http1_write_upgrade(p + n, asked)
+    if key != NULL and websocket_accept(p + n + 22, asked.base + key.value_at, key.value_len):
+        memcpy(p + n, b"sec-websocket-accept: ", 22)
+        memcpy(p + n + 22 + WEBSOCKET_ACCEPT, b"\r\n", 2)
+        n += 24 + WEBSOCKET_ACCEPT
+    memcpy(p + n, b"\r\n", 2)
+    queue_commit(&c.tx, n + 2)
+    x.status = 101
+    exchange_drop_kept(w, x)
+    h.keep_alive = 0
+    h.out_framing = FRAMING_CLOSE
+    h.framing = FRAMING_CLOSE
+    h.state = H1_BODY
+    c.flags |= C_BULK
+    conn_timeout(w, c, x.conf.tcp_idle_timeout_ms)
+    conn_resume(w, c)
+    return conn_queued(w, c)
+
+
 cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     cdef H1Server *h = <H1Server *>e
     cdef Conn *c = h.conn
@@ -444,6 +485,8 @@ cdef inline int _end_head(Worker *w, End *e, Message *m) noexcept nogil:
     cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, 128))
     if fm_unlikely(p == NULL):
         return -R_NO_MEMORY
+    if fm_unlikely(e.ex != NULL and e.ex.flags & X_EXTENDED) and m.status // 100 == 2:
+        return _switch(w, h, e.ex, m)
     n = http1_write_status_line(p, m)
     n += http1_copy_fields(p + n, m)
     if m.upgrade.len > 0:                       # 101, 426

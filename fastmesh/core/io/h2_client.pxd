@@ -7,15 +7,16 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmesh.core.base.list cimport list_append, list_empty, list_remove, node_linked
+from fastmesh.core.base.list cimport list_append, list_empty, list_init, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
-    R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_CLOSED, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_PING_TIMEOUT, R_UPSTREAM_RESET,
+    R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_CLOSED, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_NO_UPGRADE,
+    R_UPSTREAM_PING_TIMEOUT, R_UPSTREAM_RESET,
     R_UPSTREAM_STREAM_REFUSED, R_UPSTREAM_STREAM_RESET, R_UPSTREAM_TIMEOUT,
 )
 from fastmesh.core.base.timer cimport Timer
 from fastmesh.core.io.connection cimport conn_dirty, conn_timeout
 from fastmesh.core.io.exchange cimport (
-    exchange_byte_seen, exchange_response_data, exchange_response_end, exchange_response_head,
+    exchange_byte_seen, exchange_dial_again, exchange_play, exchange_response_data, exchange_response_end, exchange_response_head,
     exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.forwarded cimport forwarded_fields
@@ -24,9 +25,11 @@ from fastmesh.core.io.h2_conn cimport (
     h2_conn_watch, h2_end_backlog, h2_end_data, h2_end_drop, h2_end_finish, h2_end_free, h2_end_new, h2_end_none,
     h2_end_of, h2_end_of_node, h2_end_resume, h2_end_timeout, h2_end_took,
 )
+from fastmesh.core.io.parked cimport parked_next
 from fastmesh.core.io.state cimport (
     Conn, ConnOps, Dialling, E_GONE, E_IN_DONE, E_OUT_DONE, End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT,
-    H2_OPEN, LINES_SCRATCH, Upstream, Worker, X_BYTE_SEEN, X_REQ_DONE, X_SHARED,
+    H2_OPEN, LINES_SCRATCH, Parked, Upstream, Worker, X_BYTE_SEEN, X_EXTENDED, X_REQ_DONE, X_SHARED,
+    X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
@@ -34,15 +37,16 @@ from fastmesh.core.traffic.counters cimport (
     K_H2_RESETS_RECEIVED_UPSTREAM, K_HTTP2_UPSTREAM,
 )
 from fastmesh.core.traffic.snapshot cimport TLS_PUBLIC
-from fastmesh.core.wire.http2 cimport h2_goaway, h2_may_open
+from fastmesh.core.wire.http2 cimport h2_goaway, h2_may_open, h2_peer_extended
 from fastmesh.core.wire.http2_receive cimport h2_receive
 from fastmesh.core.wire.http2_send cimport h2_request, h2_sent_nothing
 from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2Hooks, H2Stream, H2_CANCEL, H2_CLIENT, H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_REFUSED,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_LENGTH, FRAMING_NONE, F_HOST, MSG_HTTP2, MSG_INTERIM, Message,
+    FIELD_HOP, FRAMING_LENGTH, FRAMING_NONE, F_HOST, Field, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, Message,
 )
+from fastmesh.core.wire.websocket cimport websocket_field
 
 
 cdef inline H2Conn *h2_client_open(Worker *w, Conn *c, const Dialling *d) noexcept nogil:
@@ -58,6 +62,7 @@ cdef inline H2Conn *h2_client_open(Worker *w, Conn *c, const Dialling *d) noexce
     c.ops = &w.ops.h2_client
     list_append(&h.upstream.h2, &h.pooled)
     h.upstream.nh2 += 1
+    list_init(&h.waiting)
     conn_timeout(w, c, h.pool.idle_ms)
     return h
 
@@ -68,8 +73,18 @@ cdef inline void _out_of_pool(H2Conn *h) noexcept nogil:
         h.upstream.nh2 -= 1
 
 
+cdef inline void _fail_waiting(Worker *w, H2Conn *h, int reason) noexcept nogil:
+    cdef Exchange *x
+    while True:
+        x = parked_next(w, &h.waiting)
+        if x == NULL:
+            return
+        exchange_upstream_failed(w, x, reason, False)
+
+
 cdef inline void _destroy(Worker *w, H2Conn *h) noexcept nogil:
     _out_of_pool(h)
+    _fail_waiting(w, h, R_UPSTREAM_CLOSED)
     h.upstream.nconns -= 1
     h2_conn_free(w, h)
 
@@ -129,6 +144,17 @@ cdef inline int h2_client_take(Worker *w, H2Conn *h, Exchange *x) noexcept nogil
 
 cdef inline bint h2_client_usable(H2Conn *h) noexcept nogil:
     return h.state == H2_OPEN and h2_may_open(&h.h2)
+
+
+cdef inline bint h2_client_must_wait(H2Conn *h, const Exchange *x) noexcept nogil:
+    """Does it depend on what the endpoint has not said yet?"""
+    return x.flags & X_EXTENDED != 0 and h2_peer_extended(&h.h2) < 0 and h.state == H2_OPEN
+
+
+cdef inline void h2_client_wait(H2Conn *h, Parked *p) noexcept nogil:
+    """Have it wait for the endpoint's SETTINGS."""
+    list_remove(&p.node)
+    list_append(&h.waiting, &p.node)
 
 
 # ---------------------------------------------------------------- what the codec tells
@@ -217,7 +243,20 @@ cdef inline void _writable(H2 *h2, H2Stream *s) noexcept nogil:
 
 
 cdef inline void _settings(H2 *h2) noexcept nogil:
-    pass
+    """The endpoint has said what it takes: those that waited for that go on."""
+    cdef H2Conn *h = <H2Conn *>h2
+    cdef Worker *w = h.w
+    cdef Exchange *x
+    while True:
+        x = parked_next(w, &h.waiting)
+        if x == NULL:
+            return
+        if h2_peer_extended(h2) != 1:
+            exchange_upstream_failed(w, x, R_UPSTREAM_NO_UPGRADE, False)
+        elif h2_client_usable(h) and h2_client_take(w, h, x) == 0:
+            exchange_play(w, x)
+        else:
+            exchange_dial_again(w, x)
 
 
 cdef inline void _goaway(H2 *h2, int32_t last, uint32_t code) noexcept nogil:
@@ -235,6 +274,7 @@ cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
     """The connection cannot go on: neither can its streams."""
     cdef H2End *e
     cdef bint sent
+    _fail_waiting(w, h, reason)
     while not list_empty(&h.streams):
         e = h2_end_of_node(h.streams.next)
         sent = not h2_sent_nothing(&e.s)
@@ -355,6 +395,7 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     cdef H2Conn *h = e.on
     cdef Exchange *x = end.ex
     cdef H2Extra extra
+    cdef Field *key
     cdef bint whole = m.whole or m.framing == FRAMING_NONE or (
         m.framing == FRAMING_LENGTH and m.length == 0 and not m.flags & MSG_HTTP2)
     if fm_unlikely(<size_t>m.head_len + 4096 + (x.client_cert.len if x.client_cert != NULL else 0)
@@ -378,6 +419,16 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     else:
         extra.scheme = b"http"
         extra.scheme_len = 4
+    if x.flags & X_EXTENDED:
+        whole = False
+        if x.flags & X_UPGRADE:
+            # RFC 8441 5: an Upgrade becomes an extended CONNECT; the key is HTTP/1.1's alone.
+            extra.protocol = m.base + m.upgrade.at
+            extra.protocol_len = m.upgrade.len
+            key = websocket_field(m, b"sec-websocket-key", 17)
+            if key != NULL:
+                key.flags |= FIELD_HOP
+                m.flags |= MSG_HAS_HOP
     if whole:
         e.flags |= E_OUT_DONE
     conn_dirty(w, h.conn)

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastmesh.core.base.list cimport Node, list_empty
 from fastmesh.core.base.reason cimport (
-    R_BODY_TIMEOUT, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT,
+    R_BODY_TIMEOUT, R_DEADLINE, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT,
     SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.timer cimport Timer
@@ -34,7 +34,7 @@ from fastmesh.core.io.h2_conn cimport (
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_READABLE, C_TLS, Conn, ConnOps, Downstream, E_GONE, E_HEAD_ONLY, E_IN_DONE, E_OUT_DONE,
     E_WANTS_DRAIN, End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker,
-    X_UNPROVEN,
+    X_EXTENDED, X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
@@ -371,7 +371,8 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     cdef H2End *e = h2_end_of(end)
     cdef H2Conn *h = e.on
     cdef H2Extra extra
-    cdef bint whole = m.status >= 200 and (
+    cdef bint tunnel = end.ex != NULL and end.ex.flags & X_EXTENDED and m.status // 100 == 2
+    cdef bint whole = m.status >= 200 and not tunnel and (
         e.flags & E_HEAD_ONLY or m.whole or m.framing == FRAMING_NONE
         or m.framing == FRAMING_LENGTH and m.length == 0 and not m.flags & MSG_HTTP2)
     cdef int r
@@ -382,7 +383,8 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
         extra.via = 20 if m.flags & MSG_HTTP2 else 10 if m.flags & MSG_HTTP10 else 11
     if whole:
         e.flags |= E_OUT_DONE
-    h2_end_timeout(w, e, h.client.listener.conf.stream_idle_timeout_ms)
+    h2_end_timeout(w, e, h.client.listener.conf.tcp_idle_timeout_ms if tunnel
+                   else h.client.listener.conf.stream_idle_timeout_ms)
     conn_dirty(w, h.conn)
     r = h2_respond(&h.h2, &e.s, m, &extra, whole)
     if r < 0 or m.status >= 200:
@@ -416,7 +418,7 @@ cdef inline uint32_t h2_server_code(Worker *w, int reason) noexcept nogil:
     """The error code of a reset for `reason`."""
     if reason == R_NONE:
         return H2_NO_ERROR
-    if reason == R_STREAM_TIMEOUT or reason == R_BODY_TIMEOUT:
+    if reason == R_STREAM_TIMEOUT or reason == R_BODY_TIMEOUT or reason == R_DEADLINE:
         return H2_CANCEL
     return H2_PROTOCOL_ERROR if w.reasons[reason].side == SIDE_DOWNSTREAM else H2_INTERNAL_ERROR
 

@@ -17,12 +17,13 @@ from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_cli
 from fastmesh.core.io.h2_conn cimport h2_conn_of_pooled
 from fastmesh.core.io.state cimport (
     C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker, X_FRESH,
-    X_GRPC, X_REUSED, X_TUNNEL,
+    X_EXTENDED, X_GRPC, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
 from fastmesh.core.sys.openssl cimport SSL_SESSION_free
 from fastmesh.core.sys.posix cimport EAGAIN, MSG_PEEK, c_recv, errno
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED
 from fastmesh.core.traffic.snapshot cimport SVC_HTTP1, SVC_HTTP2, TLS_NONE
+from fastmesh.core.wire.http2 cimport h2_peer_extended
 
 
 cdef inline bint _still_open(Conn *c) noexcept nogil:
@@ -58,7 +59,7 @@ cdef inline H1Client *_pooled(Worker *w, Upstream *u) noexcept nogil:
     return NULL
 
 
-cdef inline H2Conn *_shared(Worker *w, Upstream *u) noexcept nogil:
+cdef inline H2Conn *_shared(Worker *w, Upstream *u, const Exchange *x) noexcept nogil:
     """The connection with the fewest streams of those that take one more; NULL: there is none."""
     cdef Node *n = u.h2.next
     cdef Node *following
@@ -70,7 +71,8 @@ cdef inline H2Conn *_shared(Worker *w, Upstream *u) noexcept nogil:
         if conn_expired(w, h.conn):
             w.row.counters[K_RETIRED_CERTIFICATE_UPSTREAM] += 1
             h2_client_retire(w, h)
-        elif not h.conn.flags & C_RDHUP and h2_client_usable(h) and (best == NULL or h.nstreams < best.nstreams):
+        elif (not h.conn.flags & C_RDHUP and h2_client_usable(h) and (best == NULL or h.nstreams < best.nstreams)
+                and (not x.flags & X_EXTENDED or h2_peer_extended(&h.h2) == 1)):
             best = h
         n = following
     return best
@@ -89,8 +91,8 @@ cdef inline Dialling *_joinable(Upstream *u) noexcept nogil:
 cdef inline int _offers(const Exchange *x) noexcept nogil:
     """What may be spoken with the endpoint of `x`: enum Speaks."""
     cdef int protocol = x.service.protocol
-    if x.flags & X_TUNNEL or protocol == SVC_HTTP1:
-        return SPEAKS_H1
+    if x.flags & X_TUNNEL or protocol == SVC_HTTP1 or x.flags & X_UPGRADE and protocol != SVC_HTTP2:
+        return SPEAKS_H1                         # an upgraded connection is nobody else's
     if protocol == SVC_HTTP2:
         return SPEAKS_H2
     if x.service.tls != TLS_NONE:
@@ -107,8 +109,10 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     cdef H2Conn *shared
     cdef H1Client *h
     cdef Dialling *d = NULL
+    if x.flags & X_UPGRADE and offers == SPEAKS_H2:
+        x.flags |= X_EXTENDED
     if offers & SPEAKS_H2:
-        shared = _shared(w, u)
+        shared = _shared(w, u, x)
         if shared != NULL:
             if u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and list_empty(&u.dialling):
                 dialling_begin(w, x, offers, &reason)     # for those that come later
@@ -117,7 +121,9 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
             if not x.flags & X_FRESH:
                 x.flags |= X_REUSED
             return 0
-        if u.speaks != SPEAKS_H1 or not offers & SPEAKS_H1:
+        if x.flags & X_EXTENDED and offers & SPEAKS_H1:
+            offers = SPEAKS_H1                   # whether the endpoint takes them over HTTP/2 is not known yet
+        elif u.speaks != SPEAKS_H1 or not offers & SPEAKS_H1:
             d = _joinable(u)
     if offers & SPEAKS_H1 and not x.flags & (X_FRESH | X_TUNNEL):
         h = _pooled(w, u)

@@ -186,6 +186,7 @@ cdef enum:  # ExchangeFlag
     X_PARKED = 4096               # the connection is being made: what is kept goes out once it stands
     X_SHARED = 8192               # its connection serves others at the same time
     X_GRPC = 16384                # the request is gRPC
+    X_EXTENDED = 32768            # an upgrade or CONNECT with HTTP/2 on a side: what follows the heads are bodies
 
 cdef struct Exchange:
     End *down
@@ -313,11 +314,13 @@ cdef struct H1Client:             # HTTP/1.1 towards an endpoint
     Http1Chunked chunked
     uint32_t scan
     PoolConf pool
+    char accept[28]               # WEBSOCKET_ACCEPT: what the endpoint must prove, where the key is ours
     uint8_t state
     uint8_t framing               # of the response
     uint8_t out_framing           # of the request
     uint8_t keep_alive
     uint8_t request_done
+    uint8_t raw                   # switched: bytes as they are, both ways, until their ends
 
 cdef enum H1State:
     H1_HEAD = 0                   # a head is awaited
@@ -335,6 +338,7 @@ cdef struct H2Conn:               # a connection that speaks HTTP/2, in either r
     Upstream *upstream            # towards an endpoint
     Node pooled                   # on Upstream.h2, while it takes more requests
     Node streams                  # H2End.node
+    Node waiting                  # Parked.node: what depends on the endpoint's settings, which are not here yet
     Timer leave                   # the second step of going away
     PoolConf pool
     uint32_t nstreams

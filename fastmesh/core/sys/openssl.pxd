@@ -59,6 +59,8 @@ cdef extern from "<openssl/evp.h>" nogil:
     EVP_MD_CTX *EVP_MD_CTX_new()
     void EVP_MD_CTX_free(EVP_MD_CTX *ctx)
     const EVP_MD *EVP_sha256()
+    const EVP_MD *EVP_sha1()
+    int EVP_Digest(const void *data, size_t n, unsigned char *md, unsigned int *size, const EVP_MD *type, ENGINE *engine)
     int EVP_DigestInit_ex(EVP_MD_CTX *ctx, const EVP_MD *md, ENGINE *engine)
     int EVP_DigestUpdate(EVP_MD_CTX *ctx, const void *data, size_t n)
     int EVP_DigestFinal_ex(EVP_MD_CTX *ctx, unsigned char *digest, unsigned int *n)

@@ -42,10 +42,14 @@ cdef inline size_t http1_write_chunk_size(char *out, size_t n) noexcept nogil:
 cdef inline size_t http1_write_request_line(char *out, const Message *m) noexcept nogil:
     """The request line for the next hop: origin-form, "*", or authority-form for CONNECT; always HTTP/1.1."""
     cdef size_t n = m.method_name.len
-    memcpy(out, m.base + m.method_name.at, n)
+    if m.protocol.len > 0:
+        memcpy(out, b"GET", 3)           # an extended CONNECT: RFC 8441 5
+        n = 3
+    else:
+        memcpy(out, m.base + m.method_name.at, n)
     out[n] = c" "
     n += 1
-    if m.method == M_CONNECT:
+    if m.method == M_CONNECT and m.protocol.len == 0:
         memcpy(out + n, m.base + m.authority.at, m.authority.len)
         n += m.authority.len
     elif m.path.len == 0:

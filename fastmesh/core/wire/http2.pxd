@@ -35,7 +35,8 @@ from fastmesh.core.wire.http2_receive cimport (
 )
 from fastmesh.core.wire.http2_send cimport h2_frame_not_sent, h2_frame_sent, h2_send_output
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2F_DEAD, H2F_EXTENDED, H2F_GOAWAY_IN, H2F_GOAWAY_OUT, H2Hooks, H2Limits, H2_SERVER, h2_check, h2_of_node,
+    H2, H2F_DEAD, H2F_EXTENDED, H2F_GOAWAY_IN, H2F_GOAWAY_OUT, H2F_SETTINGS_IN, H2Hooks, H2Limits, H2_SERVER, h2_check,
+    h2_of_node,
     h2_unlink,
 )
 from fastmesh.core.wire.message cimport MAX_HEAD
@@ -222,6 +223,14 @@ cdef inline uint32_t h2_peer_streams(H2 *h) noexcept nogil:
     """Client: how many streams the peer allows at a time; 100 until it has said."""
     return nghttp2_session_get_remote_settings(h.session,
                                                <nghttp2_settings_id>NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+
+
+cdef inline int h2_peer_extended(H2 *h) noexcept nogil:
+    """Client: does the peer take extended CONNECT (RFC 8441 3)? 1, 0, or -1: it has not said yet."""
+    if not h.flags & H2F_SETTINGS_IN:
+        return -1
+    return nghttp2_session_get_remote_settings(
+        h.session, <nghttp2_settings_id>NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL) == 1
 
 
 cdef inline bint h2_may_open(H2 *h) noexcept nogil:
