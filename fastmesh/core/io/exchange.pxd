@@ -36,7 +36,7 @@ from fastmesh.core.io.state cimport (
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
-from fastmesh.core.traffic.balance cimport balance
+from fastmesh.core.traffic.balance cimport another, balance
 from fastmesh.core.traffic.counters cimport (
     G_EXCHANGES, K_HTTP10_DOWNSTREAM, K_HTTP11_DOWNSTREAM, K_HTTP2_DOWNSTREAM, S_ACTIVE, S_CONNECT_FAILURES, S_LOCAL,
     S_RETRIES, S_REUSED_DEAD,
@@ -257,7 +257,7 @@ cdef inline bint _next(Worker *w, Exchange *x, int reason) noexcept nogil:
         x.tries += 1
         x.retries += 1
         x.service.row.counters[S_RETRIES] += 1
-        x.endpoint = balance(x.service)
+        x.endpoint = another(x.service, x.endpoint)
         x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
         r = w.ops.dial(w, x)
         if r >= 0:
@@ -403,8 +403,8 @@ cdef inline void _again(Worker *w, Exchange *x, int reason) noexcept nogil:
     x.retries += 1
     if reason == R_UPSTREAM_CLOSED or reason == R_UPSTREAM_RESET:
         x.service.row.counters[S_REUSED_DEAD] += 1
-    elif x.service.nendpoints > 1:
-        x.endpoint = balance(x.service)
+    else:
+        x.endpoint = another(x.service, x.endpoint)
     x.service.row.counters[S_RETRIES] += 1
     x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
     x.flags |= X_FRESH

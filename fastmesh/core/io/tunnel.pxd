@@ -30,7 +30,7 @@ from fastmesh.core.io.state cimport (
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.admit cimport Caller, admit_opaque
-from fastmesh.core.traffic.balance cimport balance
+from fastmesh.core.traffic.balance cimport another, balance
 from fastmesh.core.traffic.counters cimport (
     G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS,
     S_CONNECT_FAILURES, S_RETRIES,
@@ -113,7 +113,7 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
         if x.service.tls == TLS_MESH and identity_over(x.snapshot):
             reason = R_IDENTITY_EXPIRED
             break
-        x.endpoint = balance(x.service)
+        x.endpoint = balance(x.service) if x.tries == 0 else another(x.service, x.endpoint)
         if x.tries > 0:
             x.retries += 1
             x.service.row.counters[S_RETRIES] += 1

@@ -15,3 +15,9 @@ cdef inline Endpoint *balance(Service *s) noexcept nogil:
         at = 0
     s.cursor = at + 1
     return &s.endpoints[at]
+
+
+cdef inline Endpoint *another(Service *s, Endpoint *e) noexcept nogil:
+    """The one behind `e`, for a request that could not be sent there: as many calls as there are endpoints go through
+    all of them, whatever others ask meanwhile."""
+    return e + 1 if e + 1 < s.endpoints + s.nendpoints else s.endpoints
