@@ -24,7 +24,7 @@ class Area:
     rules: int
     ticket_turn: int
     @staticmethod
-    def create(workers: int, services: int = 1024, rules: int = 4096) -> Area: ...
+    def create(workers: int, services: int = 1024, rules: int = 4096, listeners: int = 1024) -> Area: ...
     @staticmethod
     def attach(fd: int) -> Area: ...
     def rotate_tickets(self) -> None:
@@ -45,6 +45,16 @@ class Area:
     def rule_counters(self, slot: int, rule: int) -> list[int]:
         """The values of a rule's row in a worker slot, aligned with DECISIONS."""
 
+    def shares(self, listener: int) -> list[int | None]:
+        """By worker slot: how many connections of that listener it has or is about to get; None: others hand
+        none to it.
+        """
+
+    def forget(self, slot: int, listeners: int) -> None:
+        """The worker of this slot has died: of the first `listeners` listeners it has no connection, and
+        nobody hands one to it.
+        """
+
     def log_read(self, slot: int, limit: int = 1000) -> list[dict[str, object]]:
         """Take up to `limit` access log records out of a slot's ring, oldest first."""
 
@@ -58,8 +68,21 @@ class Worker:
     def load(self, snapshot: bytes) -> None:
         """Take a snapshot (JSON); the first before `run`. Raises ValueError or OSError with the reason."""
 
-    def listen(self, name: str, fd: int) -> None:
-        """Accept on a non-blocking listening socket, which stays the caller's, for the listener `name`."""
+    def siblings(self, inbox: int, outboxes: list[int]) -> None:
+        """Share connections with the workers of all slots; once, before `listen`.
+
+        What they hand to us comes to `inbox`; `outboxes` are where we send to, by slot (ours is not used).
+        All stay the caller's.
+        """
+
+    def settle(self) -> None:
+        """A sibling has died: what it was about to hand to us, and did not, will not come."""
+
+    def listen(self, name: str, fd: int, number: int = -1) -> None:
+        """Accept on a non-blocking listening socket, which stays the caller's, for the listener `name`.
+
+        `number` is what all workers call it: with siblings its connections are shared out.
+        """
 
     def run(self, control_fd: int) -> int:
         """Serve until `control_fd` is readable (RUN_CONTROL) or a drain has ended (RUN_DRAINED)."""

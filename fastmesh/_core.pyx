@@ -17,7 +17,10 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.shared cimport shared_get, shared_put
 from fastmesh.core.base.timer cimport timer_init
-from fastmesh.core.io.listener cimport detect, listener_again, listener_event, listener_watch, pass_on
+from fastmesh.core.io.handover cimport handover_settle, inbox_open, listener_share
+from fastmesh.core.io.listener cimport (
+    detect, inbox_empty, inbox_event, listener_again, listener_event, listener_watch, pass_on,
+)
 from fastmesh.core.io.load cimport load_snapshot, mesh_context
 from fastmesh.core.io.loop cimport (
     TURN_AGAIN, TURN_CONTROL, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
@@ -29,18 +32,20 @@ from fastmesh.core.io.state cimport Listener, Source
 from fastmesh.core.io.state cimport Worker as CWorker
 from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
 from fastmesh.core.sys.posix cimport (
-    AF_INET, AF_INET6, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
-    SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, inet_pton, malloc_trim, memfd_create, mmap, munmap, prctl,
+    AF_INET, AF_INET6, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, F_DUPFD_CLOEXEC, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
+    SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, fcntl, inet_pton, malloc_trim, memfd_create, mmap, munmap, prctl,
     setsockopt,
 )
 from fastmesh.core.traffic.counters cimport (
     AREA_MAGIC, A_COUNT, AreaHeader, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, RuleRow, S_COUNT,
-    ServiceRow, WorkerRow, area_ring, area_rule, area_service, area_slot_bytes, area_worker, latency_bound_us,
+    ServiceRow, WorkerRow, area_ring, area_rule, area_service, area_slot_bytes, area_words, area_words_bytes,
+    area_worker, latency_bound_us,
 )
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
 from fastmesh.core.traffic.policy_judge cimport ALLOWED, DENIED, Decision, NO_VERDICT
 from fastmesh.core.traffic.policy_scratch cimport policy_compile
 from fastmesh.core.traffic.route cimport route
+from fastmesh.core.traffic.share cimport SHARE_TAKES, share_count, share_reset
 from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_error_message
 from fastmesh.core.traffic.snapshot cimport (
     ListenerConf, PROTO_AUTO, PROTO_HTTP, Service, Snapshot, TLS_PASSTHROUGH,
@@ -101,6 +106,10 @@ COUNTERS = (
     ("tls_failed_total", "counter", "TLS handshakes that failed.", {"side": "downstream"}),
     ("tls_failed_total", "counter", "TLS handshakes that failed.", {"side": "upstream"}),
     ("tunnels_total", "counter", "Opaque tunnels opened.", {}),
+    ("connections_handed_over_total", "counter", "Client connections handed to another worker before they were read.",
+     {"direction": "sent"}),
+    ("connections_handed_over_total", "counter", "Client connections handed to another worker before they were read.",
+     {"direction": "received"}),
     ("detect_timeouts_total", "counter", "Connections whose protocol could not be told in time.", {}),
     ("regex_limits_total", "counter", "Regexes of rules that hit their limit: no match to allow, one to deny.", {}),
     ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
@@ -203,11 +212,11 @@ cdef class Area:
             os.close(self.fd)
 
     @staticmethod
-    def create(int workers, int services=1024, int rules=4096):
+    def create(int workers, int services=1024, int rules=4096, int listeners=1024):
         cdef Area self = Area.__new__(Area)
         cdef size_t slot = area_slot_bytes(services, rules)
-        cdef size_t size = 4096 + workers * slot
-        if workers < 1 or services < 1 or rules < 0:
+        cdef size_t size = 4096 + workers * slot + listeners * area_words_bytes(workers)
+        if workers < 1 or services < 1 or rules < 0 or listeners < 0:
             raise ValueError("an area needs at least one worker and one service")
         self.fd = memfd_create(b"fastmesh-area", MFD_CLOEXEC)
         if self.fd < 0:
@@ -218,6 +227,7 @@ cdef class Area:
         self.header.workers = workers
         self.header.services = services
         self.header.rules = rules
+        self.header.listeners = listeners
         self.header.slot_bytes = slot
         self.header.size = size
         self.rotate_tickets()
@@ -298,6 +308,20 @@ cdef class Area:
             raise IndexError("no such slot")
         cdef RuleRow *row = area_rule(self.header, slot, rule)
         return [row.counters[i] for i in range(A_COUNT)]
+
+    def shares(self, int listener):
+        """For each worker: how many connections of the listener it has or is about to get; None: it takes none."""
+        if not 0 <= listener < <int>self.header.listeners:
+            raise IndexError("no such listener")
+        cdef uint32_t *words = area_words(self.header, listener)
+        return [share_count(words[i]) if words[i] & SHARE_TAKES else None for i in range(self.header.workers)]
+
+    def forget(self, int slot, int listeners):
+        """The worker of this slot has died: of the first `listeners` listeners it has no connection, and takes
+        none."""
+        self._check(slot, 0)
+        for i in range(min(listeners, <int>self.header.listeners)):
+            share_reset(&area_words(self.header, i)[slot])
 
     def log_dropped(self, int slot):
         self._check(slot, 0)
@@ -496,8 +520,38 @@ cdef class Worker:
                 return True
         return False
 
-    def listen(self, str name, int fd):
-        """Accept on `fd` for the listener `name` of the snapshot. The descriptor is duplicated."""
+    def siblings(self, int inbox, list outboxes):
+        """Share connections with the workers of all slots: they send to `inbox` what they hand to us. `outboxes`: the
+        sending ends by slot; ours is not used. All are duplicated. Once, before `listen`."""
+        cdef CWorker *w = self.w
+        cdef uint32_t count = <uint32_t>len(outboxes)
+        cdef uint32_t i
+        if w.inbox.siblings != NULL or w.listeners != NULL or not w.slot < count <= w.area.workers:
+            raise ValueError("not these siblings, or not now")
+        w.inbox.siblings = <int *>calloc(count, sizeof(int))
+        if w.inbox.siblings == NULL:
+            raise MemoryError()
+        for i in range(count):
+            w.inbox.siblings[i] = -1
+        w.inbox.nsiblings = count
+        for i in range(count):
+            if i != w.slot:
+                w.inbox.siblings[i] = fcntl(<int>outboxes[i], F_DUPFD_CLOEXEC, 0)
+                if w.inbox.siblings[i] < 0:
+                    raise OSError("a sibling's inbox cannot be used: out of descriptors, or none")
+        w.inbox.src.on_event = inbox_event
+        if not inbox_open(w, fcntl(inbox, F_DUPFD_CLOEXEC, 0)):
+            raise OSError("the inbox cannot be watched")
+
+    def settle(self):
+        """A sibling has died: what it was about to hand us, and did not, will not come."""
+        worker_clock(self.w)
+        inbox_empty(self.w)
+        handover_settle(self.w)
+
+    def listen(self, str name, int fd, int number=-1):
+        """Accept on `fd` for the listener `name` of the snapshot. The descriptor is duplicated. `number`: what all
+        workers call it; with siblings its connections are shared out."""
         cdef Listener *l
         cdef int one = 1
         cdef bytes raw = name.encode()
@@ -516,6 +570,7 @@ cdef class Worker:
         l.src.on_event = listener_event
         l.src.fd = os.dup(fd)
         timer_init(&l.timer, listener_again)
+        listener_share(self.w, l, number)
         # Accepted sockets inherit these. Unix sockets refuse the first, which does not matter.
         setsockopt(l.src.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(int))
         setsockopt(l.src.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(int))

@@ -9,6 +9,7 @@ from fastmesh.host import worker
 from fastmesh.host.channel import Channel
 from fastmesh.host.children import Slot
 from fastmesh.host.exits import EXIT_BOOT
+from fastmesh.host.handover import Inboxes
 from fastmesh.host.process import fork, how_it_ended, say
 from fastmesh.host.run import BOOT_S, StartError
 
@@ -33,6 +34,7 @@ class Crew:
         # Of those that the end of the run has ended, all did so in order.
         self.clean = True
         self._run = run
+        self._inboxes = Inboxes(0)
 
     @property
     def alive(self) -> bool:
@@ -40,6 +42,10 @@ class Crew:
 
     def boot(self, count: int) -> None:
         """Start `count` workers, on what is open now."""
+        try:
+            self._inboxes = Inboxes(count)
+        except OSError as error:
+            raise StartError(EXIT_BOOT, f"workers: no inboxes for {count}: {error.strerror}") from error
         self.slots = [Slot(number) for number in range(count)]
         # What exists now stays shared with the workers unless somebody writes to it: keep the collector off.
         gc.collect()
@@ -59,15 +65,21 @@ class Crew:
             self._not_started(slot, error)
             return
         run = self._run
-        sockets = {listener.name: listener.socket_of(slot.number) for listener in run.listeners}
-        descriptors = {name: sock.fileno() for name, sock in sockets.items()}
+        sockets = {
+            listener.name: (listener.number, listener.socket_of(slot.number).fileno())
+            for listener in run.listeners
+        }
+        inboxes, outboxes = self._inboxes.descriptors()
+        own = inboxes[slot.number : slot.number + 1]
 
         def child() -> int:
             set_title(f"fastmesh: {slot.name} ({run.label})")
-            return worker.run(slot.number, run.area, Channel(theirs), descriptors)
+            siblings = (own[0], outboxes) if own else None
+            return worker.run(slot.number, run.area, Channel(theirs), sockets, siblings)
 
         try:
-            pid = fork(child, [theirs.fileno(), *descriptors.values()])
+            listening = [fd for _, fd in sockets.values()]
+            pid = fork(child, [theirs.fileno(), *listening, *own, *outboxes])
         except OSError as error:
             ours.close()
             self._not_started(slot, error)
@@ -118,6 +130,7 @@ class Crew:
         what = f"{slot} {how}"
         expected = slot.state == "killed" or (slot.state == "draining" and not status)
         slot.gone()
+        self._mourn(slot)
         if self._run.phase == "boot":
             raise StartError(EXIT_BOOT, what)
         if not expected:
@@ -127,14 +140,27 @@ class Crew:
         elif not expected:
             self.clean = False
 
+    def _mourn(self, slot: Slot) -> None:
+        """Its siblings hand nothing to it from now on, and what it has not handed to them will not come."""
+        self._run.area.forget(slot.number, self._run.listeners.opened)
+        for other in self.slots:
+            other.send({"type": "settle"}, key="settle")
+        if self._run.phase != "run":
+            # It has no successor: what is in its inbox would wait for nobody.
+            self._inboxes.shut(slot.number)
+
+    def close(self) -> None:
+        """All workers have ended."""
+        self._inboxes.close()
+
     def change(self, added: Sequence[Listener]) -> None:
         """Hand out the snapshot in use, and the sockets of the listeners that are new in it."""
         for slot in self.slots:
             if added:
-                names = [listener.name for listener in added]
+                numbers = {listener.name: listener.number for listener in added}
                 fds = [listener.socket_of(slot.number).fileno() for listener in added]
                 try:
-                    slot.send({"type": "listen", "names": names}, descriptors=fds)
+                    slot.send({"type": "listen", "numbers": numbers}, descriptors=fds)
                 except OSError as error:
                     # Connections would wait on a socket that it does not know. Its successor inherits all.
                     say(f"{slot} cannot be given its new sockets: {error.strerror}; replaced")
@@ -148,6 +174,8 @@ class Crew:
             if slot.pid:
                 slot.state = "draining"
                 slot.send({"type": "drain", "deadline_ms": deadline_ms})
+            else:
+                self._inboxes.shut(slot.number)
 
     def stop(self) -> None:
         """Exchanges are cut, but what can be given back in a moment is."""

@@ -51,11 +51,14 @@ def backlog() -> int:
 
 
 class Listener:
-    """The sockets of one listener. `bind` is what the configuration asked for, `address` what it got."""
+    """The sockets of one listener. `bind` is what the configuration asked for, `address` what it got; its
+    `number` never changes while it is open.
+    """
 
     def __init__(self, name: str, bind: Mapping[str, Any]) -> None:
         self.name = name
         self.bind = dict(bind)
+        self.number = 0
         self.sockets: list[socket.socket] = []
         self.activated = False
         self._file: tuple[int, int] | None = None
@@ -212,6 +215,8 @@ class ListenerSet:
         self.slots = 1
         self._activation = activation
         self._listeners: dict[str, Listener] = {}
+        # How many have been opened: each has a number below it.
+        self.opened = 0
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._listeners.values())
@@ -247,6 +252,9 @@ class ListenerSet:
             for listener in added:
                 listener.close()
             raise
+        for listener in added:
+            listener.number = self.opened
+            self.opened += 1
         self._listeners |= {listener.name: listener for listener in added}
         return added
 

@@ -393,6 +393,7 @@ class Supervisor:
                     os.waitpid(child.pid, 0)
                 child.gone()
         self._run.listeners.close()
+        self._crew.close()
         if self._agent.admin:
             self._agent.admin.close()
         if self._pid_file:

@@ -1,8 +1,9 @@
 """A worker process, from fork to exit: what happens around `_core.Worker`, which does the work.
 
-It takes frames from its supervisor (snapshot, listen, drain, stop) and answers (ready, failed, drained). The
-first snapshot must load, or the worker ends with the reason; a later one that does not load is refused and
-the one in use stays. A worker whose supervisor has gone drains and ends: nobody is left to replace it.
+It takes frames from its supervisor (snapshot, listen, settle, drain, stop) and answers (ready, failed,
+drained). The first snapshot must load, or the worker ends with the reason; a later one that does not load is
+refused and the one in use stays. A worker whose supervisor has gone drains and ends: nobody is left to
+replace it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,26 @@ if TYPE_CHECKING:
     from fastmesh._core import Area
 
 
-def run(slot: int, area: Area, channel: Channel, descriptors: dict[str, int]) -> int:
-    """Serve until drained or told to stop; the exit code. `descriptors`: a listening socket by listener."""
+def run(
+    slot: int,
+    area: Area,
+    channel: Channel,
+    sockets: dict[str, tuple[int, int]],
+    siblings: tuple[int, list[int]] | None,
+) -> int:
+    """Serve until drained or told to stop; the exit code.
+
+    `sockets`: by listener, its number and the listening socket. `siblings`: the inbox of this worker, and by
+    slot where to send what is for others.
+    """
     try:
-        process = _Process(slot, Worker(area, slot), channel, descriptors)
+        worker = Worker(area, slot)
+        if siblings:
+            worker.siblings(*siblings)
+            # It has copies.
+            for fd in {siblings[0], *siblings[1]}:
+                os.close(fd)
+        process = _Process(slot, worker, channel, sockets)
     except (OSError, ValueError, MemoryError) as error:
         channel.send({"type": "failed", "message": _reason(error)})
         return EXIT_BOOT
@@ -40,12 +57,14 @@ def _reason(error: Exception) -> str:
 
 
 class _Process:
-    def __init__(self, slot: int, worker: Worker, channel: Channel, descriptors: dict[str, int]) -> None:
+    def __init__(
+        self, slot: int, worker: Worker, channel: Channel, sockets: dict[str, tuple[int, int]]
+    ) -> None:
         self.worker = worker
         self._slot = slot
         self._channel = channel
         # Sockets to accept from as soon as a snapshot has their listener.
-        self._waiting = descriptors
+        self._waiting = sockets
         self._drain_ms: int | None = None
         self._draining = False
         self._orphaned = False
@@ -75,7 +94,13 @@ class _Process:
             if frame.type == "snapshot":
                 self._load(frame)
             elif frame.type == "listen":
-                self._waiting.update(zip(frame.message["names"], frame.descriptors, strict=True))
+                numbers = frame.message["numbers"]
+                for name, fd in zip(numbers, frame.descriptors, strict=True):
+                    self._waiting[name] = (numbers[name], fd)
+            elif frame.type == "settle":
+                # What is in the inbox is for listeners that come with the first snapshot.
+                if self._drain_ms is not None:
+                    self.worker.settle()
             elif frame.type == "drain":
                 self._drain(frame.message["deadline_ms"])
             elif frame.type == "stop":
@@ -102,8 +127,8 @@ class _Process:
     def _accept(self, listeners: set[str]) -> None:
         """Accept for those listeners of the snapshot just loaded that have a new socket."""
         for name in listeners & self._waiting.keys():
-            fd = self._waiting.pop(name)
-            self.worker.listen(name, fd)
+            number, fd = self._waiting.pop(name)
+            self.worker.listen(name, fd, number)
             # It has a copy, and closes that when it drains.
             os.close(fd)
 

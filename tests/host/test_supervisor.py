@@ -14,6 +14,7 @@ import pytest
 from kit import procfs
 from kit.limits import DEADLINE, PATIENCE, wait_until
 from kit.ports import free_port
+from kit.shares import owners
 from kit.supervised import connect, exchange
 
 from fastmesh._core import Area
@@ -97,7 +98,25 @@ def test_workers_hold_only_their_own_sockets(host):
     host.start(snapshot=host.snapshot(workers=3))
     held = [{fd for fd in procfs.fds(pid) if fd.startswith("socket:")} for pid in host.wait_workers(3)]
     assert all(held)
-    assert not held[0] & held[1] and not held[1] & held[2] and not held[0] & held[2]
+    # Two of them share the way into the inbox of the third, and nothing else.
+    assert [len(held[0] & held[1]), len(held[1] & held[2]), len(held[0] & held[2])] == [1, 1, 1]
+    assert not held[0] & held[1] & held[2]
+
+
+def test_a_socket_for_all_workers_is_shared_out(host):
+    """Every worker is woken by every connection, and the first one gets them all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as shared:
+        port = shared.getsockname()[1]
+        host.start(
+            snapshot=host.snapshot(workers=3, binds={"edge": host.bind(port)}), sockets={"edge": shared}
+        )
+    workers = host.wait_workers(3)
+    socks = [connect(port) for _ in range(12)]
+    for sock in socks:
+        exchange(sock)
+    wait_until(lambda: owners(workers, ("127.0.0.1", port)) == [4, 4, 4], "an even deal")
+    for sock in socks:
+        sock.close()
 
 
 @pytest.mark.parametrize(
@@ -519,7 +538,9 @@ def test_a_worker_that_cannot_be_given_a_new_socket_is_replaced(host):
     with room_for(host.pid, 2):
         host.signal(signal.SIGHUP)
         host.wait_line("cannot be given its new sockets: Too many open files; replaced", 2)
-    host.wait_workers(other_than=before)
+    for worker in host.wait_workers(other_than=before):
+        # Those that were born in that room live in it.
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, resource.prlimit(host.pid, resource.RLIMIT_NOFILE))
     for _ in range(6):
         host.echo(new)
         host.echo()

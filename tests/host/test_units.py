@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gc
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from fastmesh import cli
 from fastmesh.host import children, exits, sockets
 from fastmesh.host.activation import Activation
 from fastmesh.host.children import Backoff
+from fastmesh.host.handover import Inboxes
 from fastmesh.host.notify import Notifier
 from fastmesh.host.pidfile import PidFile
 from fastmesh.host.process import fork, how_it_ended, say, spawn
@@ -302,6 +304,7 @@ def test_fork_closes_what_is_not_kept():
 def test_a_child_that_raises_never_comes_back():
     code = """
 import os
+import resource
 from fastmesh.host.process import fork
 def child():
     raise RuntimeError("out of luck")
@@ -433,3 +436,42 @@ def test_notifier_does_not_wait_for_a_manager_that_does_not_read(tmp_path):
         for _ in range(5000):
             notifier.alive()
         assert time.monotonic() - begin < DEADLINE
+
+
+# inboxes
+
+
+def test_an_inbox_for_each_of_several_workers():
+    inboxes = Inboxes(3)
+    receiving, sending = inboxes.descriptors()
+    assert len({*receiving, *sending}) == 6
+    for fd in (*receiving, *sending):
+        assert not os.get_blocking(fd)
+        assert not os.get_inheritable(fd)
+    inboxes.sending[1].send(b"first")
+    inboxes.sending[1].send(b"second")
+    assert inboxes.receiving[1].recv(64) == b"first", "messages, not a stream"
+    inboxes.shut(1)
+    with pytest.raises(ConnectionError):
+        inboxes.sending[1].send(b"third")
+    inboxes.sending[0].send(b"others go on")
+    inboxes.close()
+    inboxes.close()
+
+
+def test_a_single_worker_has_no_inbox():
+    inboxes = Inboxes(1)
+    assert inboxes.descriptors() == ([], [])
+    inboxes.shut(0)
+    inboxes.close()
+
+
+def test_no_inboxes_without_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = max(descriptors.mine()) + 3
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+        with pytest.raises(OSError, match="Too many open files"):
+            Inboxes(limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -24,9 +24,9 @@ from fastmesh.core.base.reason cimport R_DOWNSTREAM_RESET, R_UPSTREAM_RESET
 from fastmesh.core.base.slab cimport slab_put
 from fastmesh.core.base.timer cimport timer_start, timer_stop
 from fastmesh.core.io.state cimport (
-    C_CLOSE_FLUSHED, C_CUT, C_DEAD, C_DIRTY, C_PAUSED, C_RESUMED, C_SHUT_WANTED, C_UPSTREAM, Conn, Worker,
+    C_CLOSE_FLUSHED, C_CUT, C_DEAD, C_DIRTY, C_HANDED, C_PAUSED, C_RESUMED, C_SHUT_WANTED, C_UPSTREAM, Conn, Worker,
 )
-from fastmesh.core.sys.posix cimport SOL_SOCKET, SO_LINGER, c_close, linger, setsockopt
+from fastmesh.core.sys.posix cimport EPOLL_CTL_DEL, SOL_SOCKET, SO_LINGER, c_close, epoll_ctl, linger, setsockopt
 from fastmesh.core.traffic.counters cimport G_DOWNSTREAM_CONNECTIONS, G_UPSTREAM_CONNECTIONS
 from fastmesh.core.wire.tls cimport tls_free, tls_is_open
 
@@ -149,6 +149,9 @@ cdef inline void conn_close(Worker *w, Conn *c) noexcept nogil:
         w.ops.flow_free(w, c.flow_in)
     if c.flow_out != NULL:
         w.ops.flow_free(w, c.flow_out)
+    if c.flags & C_HANDED:
+        # epoll forgets a socket with the last descriptor of it, and that may be the sender's.
+        epoll_ctl(w.ep, EPOLL_CTL_DEL, c.src.fd, NULL)
     c_close(c.src.fd)
     c.src.fd = -1
     w.fds_open -= 1

@@ -7,6 +7,7 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_timeout
+from fastmesh.core.io.handover cimport listener_leave
 from fastmesh.core.io.state cimport Conn, Downstream, PEER_TEXT, Peer, Worker
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
@@ -128,5 +129,5 @@ cdef inline void downstream_forget(Worker *w, Downstream *d) noexcept nogil:
 
 cdef inline void downstream_free(Worker *w, Downstream *d) noexcept nogil:
     """The connection is closed, and counted no more."""
-    d.listener.nconns -= 1
+    listener_leave(w, d.listener)
     downstream_forget(w, d)

@@ -8,6 +8,9 @@
 # Handshakes are bounded: how long one may take, how many are under way on a listener, how many an address may
 # begin in a second (IPv6: a /64, which is what one customer has), and how many go on in one turn (conn_shake). One
 # over a limit costs an accept and a close. A client that has not said a word holds no TLS object.
+#
+# Where there are several workers, one that has more connections of a listener than a sibling hands the next to that
+# one (handover), and takes what siblings hand over as if it had accepted it.
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
@@ -26,8 +29,11 @@ from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, downstream_forget, peer_certificate, peer_facts, peer_text
 from fastmesh.core.io.h1_server cimport h1_server_open
 from fastmesh.core.io.h2_server cimport h2_server_open
+from fastmesh.core.io.handover cimport (
+    handover, inbox_take, listener_enter, listener_leave, listener_refuse, listener_takes,
+)
 from fastmesh.core.io.state cimport (
-    C_DEAD, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source, Worker,
+    C_DEAD, C_HANDED, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_accept
 from fastmesh.core.sys.openssl cimport SSL_CTX
@@ -36,7 +42,9 @@ from fastmesh.core.sys.posix cimport (
     SOCK_NONBLOCK, accept4, c_close, epoll_ctl, epoll_event, errno, getpeername, sockaddr, sockaddr_storage,
     socklen_t,
 )
-from fastmesh.core.traffic.counters cimport K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED
+from fastmesh.core.traffic.counters cimport (
+    K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED, K_HANDED_IN,
+)
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
     FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_PASSTHROUGH,
@@ -65,7 +73,7 @@ cdef inline void _close(Worker *w, Conn *c, int reason) noexcept nogil:
     # a peer that goes before it has said anything is no event
     if reason and reason != R_DOWNSTREAM_CLOSED and reason != R_IDLE_TIMEOUT:
         w.row.reasons[reason] += 1
-    l.nconns -= 1
+    listener_leave(w, l)
     conn_close(w, c)
 
 
@@ -298,23 +306,25 @@ cdef inline bint open_tls(Worker *w, Conn *c) noexcept nogil:
     return True
 
 
-cdef inline void _accepted(Worker *w, Listener *l, int fd) noexcept nogil:
-    """A new connection."""
+cdef inline void _accepted(Worker *w, Listener *l, int fd, uint32_t flags) noexcept nogil:
+    """A new connection, accepted here or handed over by a sibling; the listener's word counts it already."""
     cdef Conn *c
     cdef uint32_t limit = l.conf.max_connections
     if limit and l.nconns >= limit:
         w.row.counters[K_DOWNSTREAM_REFUSED] += 1
         w.row.reasons[R_OVERLOADED] += 1
+        listener_refuse(w, l)
         c_close(fd)
         return
-    c = conn_open(w, fd, 0)
+    c = conn_open(w, fd, flags)
     if c == NULL:
         w.row.counters[K_DOWNSTREAM_REFUSED] += 1
         w.row.reasons[R_NO_MEMORY] += 1
+        listener_refuse(w, l)
         c_close(fd)
         return
     w.row.counters[K_DOWNSTREAM_CONNECTIONS] += 1
-    l.nconns += 1
+    listener_enter(w, l)
     c.owner = l
     c.ops = &w.ops.accepted
     if l.conf.tls == TLS_MESH or l.conf.tls == TLS_PUBLIC:
@@ -341,9 +351,31 @@ cdef inline void listener_event(Worker *w, Source *s, uint32_t events) noexcept 
                 w.row.reasons[R_OVERLOADED] += 1
                 epoll_ctl(w.ep, EPOLL_CTL_DEL, l.src.fd, NULL)
                 l.paused = True
+                listener_takes(w, l, False)
                 timer_start(&w.wheel, &l.timer, w.now_ms + ACCEPT_PAUSE_MS)
             return
-        _accepted(w, l, fd)
+        if not handover(w, l, fd):
+            _accepted(w, l, fd, 0)
+
+
+cdef inline void inbox_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
+    """Take what siblings hand us, as many as are accepted in a turn."""
+    cdef Listener *l = NULL
+    cdef int fd = -1
+    cdef int i
+    for i in range(ACCEPT_BATCH if list_empty(&w.shaking) else ACCEPT_BUSY):
+        if not inbox_take(w, &l, &fd):
+            return
+        w.row.counters[K_HANDED_IN] += 1
+        _accepted(w, l, fd, C_HANDED)
+
+
+cdef inline void inbox_empty(Worker *w) noexcept nogil:
+    """Take all that siblings have handed us."""
+    cdef uint64_t before = ~<uint64_t>0
+    while before != w.row.counters[K_HANDED_IN]:
+        before = w.row.counters[K_HANDED_IN]
+        inbox_event(w, &w.inbox.src, 0)
 
 
 cdef inline bint listener_watch(Worker *w, Listener *l) noexcept nogil:
@@ -351,7 +383,10 @@ cdef inline bint listener_watch(Worker *w, Listener *l) noexcept nogil:
     ev.events = EPOLLIN
     ev.data.ptr = l
     l.paused = False
-    return epoll_ctl(w.ep, EPOLL_CTL_ADD, l.src.fd, &ev) == 0
+    if epoll_ctl(w.ep, EPOLL_CTL_ADD, l.src.fd, &ev) != 0:
+        return False
+    listener_takes(w, l, not w.inbox.paused)
+    return True
 
 
 cdef inline void listener_again(void *worker, Timer *t) noexcept nogil:
@@ -378,6 +413,7 @@ cdef inline void listener_close(Worker *w, Listener *l) noexcept nogil:
     """No more connections from here: what waits in the queue is left to whoever else has the socket."""
     if l.src.fd < 0:
         return
+    listener_takes(w, l, False)
     if not l.paused:
         epoll_ctl(w.ep, EPOLL_CTL_DEL, l.src.fd, NULL)
     timer_stop(&w.wheel, &l.timer)

@@ -25,7 +25,10 @@ from fastmesh.core.io.h1_server cimport h1_server_init
 from fastmesh.core.io.h2_client cimport h2_client_init
 from fastmesh.core.io.h2_conn cimport h2_bury
 from fastmesh.core.io.h2_server cimport h2_server_init
-from fastmesh.core.io.listener cimport listener_close, listener_init, listener_stop, open_tls, start_tls
+from fastmesh.core.io.handover cimport handover_free, inbox_shut
+from fastmesh.core.io.listener cimport (
+    inbox_empty, listener_close, listener_init, listener_stop, open_tls, start_tls,
+)
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
     Conn, Dialling, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH, LINES_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel,
@@ -66,6 +69,7 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     memset(w, 0, sizeof(Worker))
     w.ep = -1
     w.control_fd = -1
+    w.inbox.src.fd = w.inbox.spare = -1
     w.slot = slot
     w.area = area
     w.row = area_worker(area, slot)
@@ -185,6 +189,8 @@ cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:
     w.drain_deadline = w.now_ms + deadline_ms
     if w.draining:
         return
+    inbox_shut(w)
+    inbox_empty(w)
     l = w.listeners
     while l != NULL:
         listener_stop(w, l)
@@ -215,6 +221,7 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
     while l != NULL:
         listener_close(w, l)
         l = l.next
+    handover_free(w)
     while not list_empty(&w.all_tunnels):
         tunnel_destroy(w, tunnel_of_all(w.all_tunnels.next), R_DRAINING)
     while not list_empty(&w.all_exchanges):

@@ -79,6 +79,7 @@ cdef enum:  # ConnFlag
     C_TRUNCATED = 2097152         # TLS: the end came without close_notify
     C_LINGER = 4194304            # after the shutdown, wait only LINGER_MS for the peer's end
     C_OLD_TRUST = 8388608         # TLS: its handshake is judged by a trust that is no more in force
+    C_HANDED = 16777216           # came from a sibling, which may hold its descriptor for another moment
 
 cdef struct Worker
 cdef struct Conn
@@ -254,6 +255,9 @@ cdef struct Listener:
     uint32_t nhandshakes          # of its connections: those whose handshake is not over
     bint paused                   # out of descriptors: accept again when the timer fires
     Timer timer
+    uint32_t number               # the same in all workers
+    uint32_t *words               # of all workers (traffic/share); NULL: it is not shared out
+    uint64_t handed_us            # when those handed over so far would have left at an even pace
     char name[256]
 
 cdef struct Downstream:           # a client's connection as every codec towards clients keeps it
@@ -410,6 +414,15 @@ cdef struct Ops:                  # vtables: a header-only module can hold no st
     bint (*open_tls)(Worker *w, Conn *c) noexcept nogil
     void (*pool_drop)(Worker *w, void *upstream) noexcept nogil
 
+cdef struct Inbox:                # where siblings hand us connections
+    Source src                    # first
+    int spare                     # a descriptor held so that the next message finds room for its own; -1: none
+    bint paused                   # out of descriptors: look again when the timer fires
+    bint shut                     # a drain has begun: nothing is handed over any more
+    Timer timer
+    int *siblings                 # the sending ends of all workers' inboxes, by slot; ours is -1
+    uint32_t nsiblings            # workers; 0: there is only one
+
 cdef struct Worker:
     int ep
     int control_fd
@@ -443,6 +456,7 @@ cdef struct Worker:
     Node all_tunnels
     Node upstreams
     Listener *listeners
+    Inbox inbox
     Snapshot *snapshot
     uint32_t loads                # snapshots loaded so far
     SharedTexts identities

@@ -24,6 +24,7 @@ from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
 from fastmesh.core.io.account cimport exchange_keep_log
 from fastmesh.core.io.exchange cimport exchange_free, exchange_open
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
+from fastmesh.core.io.handover cimport listener_leave
 from fastmesh.core.io.state cimport (
     C_BULK, C_CONNECTING, C_CUT, C_EOF_TOLD, C_HANDSHAKE, C_TRUNCATED, Conn, ConnOps, Exchange, Flow, Listener,
     Peer, Tunnel, Upstream, Worker, X_OPAQUE,
@@ -53,7 +54,7 @@ cdef inline void tunnel_destroy(Worker *w, Tunnel *t, int reason) noexcept nogil
         conn_close(w, t.down)
     if t.up != NULL:
         conn_close(w, t.up)
-    t.listener.nconns -= 1
+    listener_leave(w, t.listener)
     timer_stop(&w.wheel, &t.expiry)
     list_remove(&t.all)
     w.row.counters[G_TUNNELS] -= 1
@@ -146,7 +147,7 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t servi
     cdef Caller caller
     if t == NULL:
         w.row.reasons[R_NO_MEMORY] += 1
-        l.nconns -= 1
+        listener_leave(w, l)
         conn_close(w, down)
         return
     t.peer = peer[0]
@@ -219,7 +220,7 @@ cdef inline void tunnel_upgrade(Worker *w, Exchange *x, const char *rest, size_t
     t = _open(w, down, l)
     if t == NULL:
         w.row.reasons[R_NO_MEMORY] += 1
-        l.nconns -= 1
+        listener_leave(w, l)
         down.flags |= C_CUT
         conn_close(w, down)
         conn_close(w, up)

@@ -15,7 +15,7 @@ cdef extern from "<unistd.h>" nogil:
     int pipe2(int *fds, int flags)
 
 cdef extern from "<fcntl.h>" nogil:
-    enum: O_NONBLOCK, O_CLOEXEC, F_SETPIPE_SZ, F_GETFL, F_SETFL, F_GETFD
+    enum: O_NONBLOCK, O_CLOEXEC, F_SETPIPE_SZ, F_GETFL, F_SETFL, F_GETFD, F_DUPFD_CLOEXEC
     enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK, SPLICE_F_MORE
     int fcntl(int fd, int cmd, ...)
     ssize_t splice(int fd_in, void *off_in, int fd_out, void *off_out, size_t n, unsigned int flags)
@@ -29,6 +29,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET
     enum: SO_ERROR, SO_LINGER, SO_KEEPALIVE, SO_SNDBUF, SO_RCVBUF
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, MSG_MORE, SHUT_RD, SHUT_WR, SHUT_RDWR
+    enum: MSG_CMSG_CLOEXEC, SCM_RIGHTS
     ctypedef uint32_t socklen_t
     struct sockaddr:
         uint16_t sa_family
@@ -45,6 +46,10 @@ cdef extern from "<sys/socket.h>" nogil:
         void *msg_control
         size_t msg_controllen
         int msg_flags
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
     int c_socket "socket"(int family, int kind, int protocol)
     int c_connect "connect"(int fd, const sockaddr *address, socklen_t n)
     int accept4(int fd, sockaddr *address, socklen_t *n, int flags)
@@ -52,6 +57,11 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_recv "recv"(int fd, void *buf, size_t n, int flags)
     ssize_t c_send "send"(int fd, const void *buf, size_t n, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *c)
+    unsigned char *CMSG_DATA(cmsghdr *c)
+    size_t CMSG_LEN(size_t n)
     int getpeername(int fd, sockaddr *address, socklen_t *n)
     int getsockname(int fd, sockaddr *address, socklen_t *n)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *n)

@@ -1,9 +1,9 @@
 # The counters and rings that workers and agent share.
 #
 # One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows, `rules`
-# RuleRows and a log ring.
+# RuleRows and a log ring, then for every listener a word of each worker (`share`).
 # A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up,
-# so nothing here is locked or atomic except the ring's two positions. A worker that replaces a dead one goes
+# so nothing here is locked or atomic except the ring's two positions and the listeners' words. A worker that replaces a dead one goes
 # on with the same rows; it zeroes the gauges first. Adding a counter: a line in the enum, a line in
 # `fastmesh/_core.pyx`'s COUNTERS.
 
@@ -39,6 +39,8 @@ cdef enum:  # Counter
     K_TLS_FAILED_DOWNSTREAM
     K_TLS_FAILED_UPSTREAM
     K_TUNNELS
+    K_HANDED_OUT
+    K_HANDED_IN
     K_DETECT_TIMEOUTS
     K_REGEX_LIMITS
     K_RETIRED_AGE
@@ -128,6 +130,7 @@ cdef struct AreaHeader:
     uint32_t workers
     uint32_t services
     uint32_t rules
+    uint32_t listeners
     uint64_t slot_bytes
     uint64_t size
     TlsTickets tickets        # the same in all workers, also in later ones; the supervisor turns them
@@ -181,6 +184,16 @@ cdef inline RuleRow *area_rule(AreaHeader *a, uint32_t slot, uint32_t rule) noex
 cdef inline Ring *area_ring(AreaHeader *a, uint32_t slot) noexcept nogil:
     return <Ring *>(area_slot(a, slot) + sizeof(WorkerRow) + a.services * sizeof(ServiceRow)
                     + a.rules * sizeof(RuleRow))
+
+
+cdef inline size_t area_words_bytes(uint32_t workers) noexcept nogil:
+    """Of one listener: whole cache lines, so that two listeners do not meet in one."""
+    return (workers * sizeof(uint32_t) + 63) & ~<size_t>63
+
+
+cdef inline uint32_t *area_words(AreaHeader *a, uint32_t listener) noexcept nogil:
+    """The words of all workers for a listener."""
+    return <uint32_t *>(area_slot(a, a.workers) + listener * area_words_bytes(a.workers))
 
 
 cdef inline int latency_bucket(uint64_t us) noexcept nogil:
