@@ -9,6 +9,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from fastmesh.core.base.buffer cimport (
     BUF_MEDIUM, Buf, Pool, Queue, buf_get, pool_free, pool_in_use, pool_init, queue_clear, queue_move,
 )
+from fastmesh.core.base.check cimport FM_DEBUG_BUILD
 from fastmesh.core.base.heap cimport Heap, heap_free_all, heap_init
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo, reasons_init
 from fastmesh.core.wire.http1 cimport http1_method, http1_parse_request, http1_parse_response
@@ -16,19 +17,20 @@ from fastmesh.core.wire.http1_chunked cimport http1_parse_trailers
 from fastmesh.core.wire.http1_scan cimport http1_field_id
 from fastmesh.core.wire.http1_write cimport http1_copy_fields, http1_head_bound, http1_write_request_line
 from fastmesh.core.wire.http2 cimport (
-    h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_may_open, h2_peer_streams, h2_ping, h2_ping_since,
-    h2_settings_since, h2_streams,
+    h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_may_extend, h2_may_open, h2_peer_streams, h2_ping,
+    h2_ping_since, h2_settings_since, h2_streams,
 )
 from fastmesh.core.wire.http2_flow cimport h2_consume
 from fastmesh.core.wire.http2_receive cimport h2_receive
 from fastmesh.core.wire.http2_send cimport (
-    h2_data, h2_finish, h2_forget, h2_pack, h2_request, h2_reset, h2_reset_behind, h2_respond, h2_sent_nothing,
-    h2_wants_write,
+    h2_data, h2_finish, h2_forget, h2_pack, h2_request, h2_reset, h2_reset_behind, h2_respond,
+    h2_sent_nothing, h2_wants_write,
 )
 from fastmesh.core.wire.http2_state cimport H2, H2Extra, H2Hooks, H2Limits, H2Stream, H2_CLIENT, H2_SERVER
 from fastmesh.core.wire.message cimport (
-    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE,
-    MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, Field, Message, Span,
+    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN,
+    MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, Field, Message,
+    Span,
 )
 
 SERVER = H2_SERVER
@@ -195,7 +197,7 @@ cdef void hook_goaway(H2 *h, int32_t last, uint32_t code) noexcept with gil:
 
 
 cdef class Conn:
-    """One connection. `events` is what the hooks were called with; `react`, if set, is called inside of them."""
+    """One connection. `events`: what the hooks were called with; `react` is called inside of them."""
     cdef Link link
     cdef H2Hooks hooks
     cdef readonly Worker worker
@@ -208,8 +210,9 @@ cdef class Conn:
     cdef bint alive
     
 
-    def __cinit__(self, Worker worker, int role, *, max_streams=1000, stream_window=65536, stream_window_max=262144,
-                  held_max=1 << 20, max_head=65536, extended_connect=True, now_ms=1000):
+    def __cinit__(self, Worker worker, int role, *, max_streams=1000, stream_window=65536,
+                  stream_window_max=262144, held_max=1 << 20, max_head=65536, extended_connect=True,
+                  now_ms=1000):
         cdef H2Limits limits
         self.worker = worker
         self.events = []
@@ -428,6 +431,10 @@ cdef class Conn:
         return bool(h2_may_open(&self.link.h))
 
     @property
+    def may_extend(self):
+        return bool(h2_may_extend(&self.link.h))
+
+    @property
     def peer_streams(self):
         return h2_peer_streams(&self.link.h)
 
@@ -469,6 +476,11 @@ cdef class Conn:
 def sizes():
     """Bytes of the codec's own structs."""
     return {"connection": sizeof(H2), "stream": sizeof(H2Stream)}
+
+
+def faults_happen():
+    """Whether FASTMESH_FAULT means anything in this build."""
+    return bool(FM_DEBUG_BUILD)
 
 
 # ---- cost ----------------------------------------------------------------------------------------------

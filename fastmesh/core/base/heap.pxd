@@ -1,9 +1,9 @@
 # Heaps: memory in size classes for one worker, for libraries that want malloc (nghttp2).
 #
-# Every class is a slab of its own: what was freed is handed out again first, and once the worker is warm nothing
-# of a class asks the system. Four classes a doubling keep the waste below a fifth. What is larger than the
-# largest class comes from malloc. A block is preceded by its class and size, because such libraries free
-# without a size. Not thread-safe: one worker, one thread.
+# Every class is a slab of its own: what was freed is handed out again first, and once the worker is warm
+# nothing of a class asks the system. Four classes a doubling keep the waste below a fifth. What is larger
+# than the largest class comes from malloc. A block is preceded by its class and size, because such
+# libraries free without a size. Not thread-safe: one worker, one thread.
 #
 # Balance: `in_use` counts blocks, `bytes` what was asked for; both are 0 when all is given back.
 

@@ -1,7 +1,7 @@
 # libnghttp2: the part of its interface that the HTTP/2 codec uses, as of 1.43 and later.
 #
-# Two of nghttp2's own limits came with later versions and as security updates of older ones; where they are there
-# they are lifted, because the codec counts itself, the same with every version (wire/http2_pace.pxd).
+# Two of nghttp2's own limits came with later versions and as security updates of older ones; where they are
+# there they are lifted, because the codec counts itself, the same with every version (wire/http2_pace.pxd).
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
@@ -9,11 +9,12 @@ cdef extern from * nogil:
     """
     #include <nghttp2/nghttp2.h>
 
-    extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *option, uint64_t burst, uint64_t rate)
-        __attribute__((weak));
-    extern void nghttp2_option_set_max_continuations(nghttp2_option *option, size_t val) __attribute__((weak));
-    extern void nghttp2_option_set_glitch_rate_limit(nghttp2_option *option, uint64_t burst, uint64_t rate)
-        __attribute__((weak));
+    extern void nghttp2_option_set_stream_reset_rate_limit(
+        nghttp2_option *option, uint64_t burst, uint64_t rate) __attribute__((weak));
+    extern void nghttp2_option_set_max_continuations(
+        nghttp2_option *option, size_t val) __attribute__((weak));
+    extern void nghttp2_option_set_glitch_rate_limit(
+        nghttp2_option *option, uint64_t burst, uint64_t rate) __attribute__((weak));
 
     static inline void fm_h2_no_own_limits(nghttp2_option *option) {
         if (nghttp2_option_set_stream_reset_rate_limit)
@@ -194,15 +195,14 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     void nghttp2_option_set_max_outbound_ack(nghttp2_option *o, size_t val)
     void nghttp2_option_set_max_reserved_remote_streams(nghttp2_option *o, uint32_t val)
 
-    int nghttp2_session_client_new3(nghttp2_session **out, const nghttp2_session_callbacks *callbacks, void *user,
-                                    const nghttp2_option *option, nghttp2_mem *mem)
-    int nghttp2_session_server_new3(nghttp2_session **out, const nghttp2_session_callbacks *callbacks, void *user,
-                                    const nghttp2_option *option, nghttp2_mem *mem)
+    int nghttp2_session_client_new3(nghttp2_session **out, const nghttp2_session_callbacks *callbacks,
+                                    void *user, const nghttp2_option *option, nghttp2_mem *mem)
+    int nghttp2_session_server_new3(nghttp2_session **out, const nghttp2_session_callbacks *callbacks,
+                                    void *user, const nghttp2_option *option, nghttp2_mem *mem)
     void nghttp2_session_del(nghttp2_session *session)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *session, const uint8_t *data, size_t len)
     ssize_t nghttp2_session_mem_send(nghttp2_session *session, const uint8_t **data)
     int nghttp2_session_want_write(nghttp2_session *session)
-    size_t nghttp2_session_get_outbound_queue_size(nghttp2_session *session)
     void *nghttp2_session_get_stream_user_data(nghttp2_session *session, int32_t stream_id)
     int nghttp2_session_set_stream_user_data(nghttp2_session *session, int32_t stream_id, void *data)
     int nghttp2_session_resume_data(nghttp2_session *session, int32_t stream_id)
@@ -216,14 +216,17 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     int nghttp2_session_terminate_session(nghttp2_session *session, uint32_t error_code)
 
     int32_t nghttp2_submit_request(nghttp2_session *session, const nghttp2_priority_spec *priority,
-                                   const nghttp2_nv *nva, size_t n, const nghttp2_data_provider *data, void *user)
+                                   const nghttp2_nv *nva, size_t n, const nghttp2_data_provider *data,
+                                   void *user)
     int nghttp2_submit_response(nghttp2_session *session, int32_t stream_id, const nghttp2_nv *nva, size_t n,
                                 const nghttp2_data_provider *data)
     int nghttp2_submit_trailer(nghttp2_session *session, int32_t stream_id, const nghttp2_nv *nva, size_t n)
     int32_t nghttp2_submit_headers(nghttp2_session *session, uint8_t flags, int32_t stream_id,
-                                   const nghttp2_priority_spec *priority, const nghttp2_nv *nva, size_t n, void *user)
+                                   const nghttp2_priority_spec *priority, const nghttp2_nv *nva, size_t n,
+                                   void *user)
     int nghttp2_submit_rst_stream(nghttp2_session *session, uint8_t flags, int32_t stream_id, uint32_t code)
-    int nghttp2_submit_settings(nghttp2_session *session, uint8_t flags, const nghttp2_settings_entry *iv, size_t n)
+    int nghttp2_submit_settings(nghttp2_session *session, uint8_t flags, const nghttp2_settings_entry *iv,
+                                size_t n)
     int nghttp2_submit_ping(nghttp2_session *session, uint8_t flags, const uint8_t *opaque)
     int nghttp2_submit_shutdown_notice(nghttp2_session *session)
     int nghttp2_submit_goaway(nghttp2_session *session, uint8_t flags, int32_t last_stream_id, uint32_t code,

@@ -27,16 +27,17 @@ cdef extern from *:
     #define FM_HEX 4
     #define FM_DIGIT 8
     #define FM_QDTEXT 16  /* RFC 9110 5.6.4, obs-text included */
+    #define FM_LOWER 32   /* tchar without capitals: field names of HTTP/2 (RFC 9113 8.2.1) */
 
     static const uint8_t fm_class[256] = {
          0,  0,  0,  0,  0,  0,  0,  0,  0, 16,  0,  0,  0,  0,  0,  0,
          0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
-        16, 19,  0, 17, 19, 17, 19, 19, 18, 18, 19, 19, 18, 19, 19, 16,
-        31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 16, 18, 16, 18, 16, 16,
+        16, 51,  0, 49, 51, 49, 51, 51, 18, 18, 51, 51, 18, 51, 51, 16,
+        63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 16, 18, 16, 18, 16, 16,
         16, 23, 23, 23, 23, 23, 23, 19, 19, 19, 19, 19, 19, 19, 19, 19,
-        19, 19, 19, 19, 19, 19, 19, 19, 19, 19, 19, 16,  0, 16, 17, 19,
-        17, 23, 23, 23, 23, 23, 23, 19, 19, 19, 19, 19, 19, 19, 19, 19,
-        19, 19, 19, 19, 19, 19, 19, 19, 19, 19, 19, 16, 17, 16, 19,  0,
+        19, 19, 19, 19, 19, 19, 19, 19, 19, 19, 19, 16,  0, 16, 49, 51,
+        49, 55, 55, 55, 55, 55, 55, 51, 51, 51, 51, 51, 51, 51, 51, 51,
+        51, 51, 51, 51, 51, 51, 51, 51, 51, 51, 51, 16, 49, 16, 51,  0,
         16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16,
         16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16,
         16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16,
@@ -90,6 +91,12 @@ cdef extern from *:
         return p;
     }
 
+    /* Field names of HTTP/2. */
+    FM_ALWAYS_INLINE const char *fm_scan_lower(const char *p, const char *end) {
+        while (p < end && (fm_class[(uint8_t)*p] & FM_LOWER)) p++;
+        return p;
+    }
+
     /* Tokens: field names, methods, connection options. */
     FM_ALWAYS_INLINE const char *fm_scan_token(const char *p, const char *end) {
         while (p < end && (fm_class[(uint8_t)*p] & FM_TCHAR)) p++;
@@ -109,6 +116,7 @@ cdef extern from *:
     const char *fm_scan_value(const char *p, const char *end) noexcept nogil
     const char *fm_scan_target(const char *p, const char *end) noexcept nogil
     const char *fm_scan_token(const char *p, const char *end) noexcept nogil
+    const char *fm_scan_lower(const char *p, const char *end) noexcept nogil
 
 
 # The comparisons below fold case with `| 0x20`. That is exact here: every pattern consists of a-z, '-',

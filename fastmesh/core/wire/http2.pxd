@@ -11,15 +11,18 @@ from fastmesh.core.base.heap cimport Heap, heap_alloc, heap_calloc, heap_free, h
 from fastmesh.core.base.list cimport list_empty, list_init
 from fastmesh.core.base.reason cimport R_NO_MEMORY
 from fastmesh.core.sys.nghttp2 cimport (
-    NGHTTP2_FLAG_NONE, NGHTTP2_NO_ERROR, NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL, NGHTTP2_SETTINGS_ENABLE_PUSH,
+    NGHTTP2_FLAG_NONE, NGHTTP2_INITIAL_WINDOW_SIZE, NGHTTP2_NO_ERROR,
+    NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL, NGHTTP2_SETTINGS_ENABLE_PUSH,
     NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS,
-    NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, fm_h2_no_own_limits, nghttp2_mem, nghttp2_option, nghttp2_option_del,
-    nghttp2_option_new, nghttp2_option_set_max_outbound_ack, nghttp2_option_set_max_reserved_remote_streams,
-    nghttp2_option_set_max_send_header_block_length, nghttp2_option_set_no_auto_window_update,
-    nghttp2_option_set_no_closed_streams, nghttp2_option_set_no_http_messaging, nghttp2_session_callbacks,
-    nghttp2_session_callbacks_del, nghttp2_session_callbacks_new,
-    nghttp2_session_callbacks_set_on_begin_headers_callback, nghttp2_session_callbacks_set_on_data_chunk_recv_callback,
-    nghttp2_session_callbacks_set_on_frame_not_send_callback, nghttp2_session_callbacks_set_on_frame_recv_callback,
+    NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, fm_h2_no_own_limits, nghttp2_mem, nghttp2_option,
+    nghttp2_option_del, nghttp2_option_new, nghttp2_option_set_max_outbound_ack,
+    nghttp2_option_set_max_reserved_remote_streams, nghttp2_option_set_max_send_header_block_length,
+    nghttp2_option_set_no_auto_window_update, nghttp2_option_set_no_closed_streams,
+    nghttp2_option_set_no_http_messaging, nghttp2_session_callbacks, nghttp2_session_callbacks_del,
+    nghttp2_session_callbacks_new, nghttp2_session_callbacks_set_on_begin_headers_callback,
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback,
+    nghttp2_session_callbacks_set_on_frame_not_send_callback,
+    nghttp2_session_callbacks_set_on_frame_recv_callback,
     nghttp2_session_callbacks_set_on_frame_send_callback, nghttp2_session_callbacks_set_on_header_callback,
     nghttp2_session_callbacks_set_on_invalid_frame_recv_callback,
     nghttp2_session_callbacks_set_on_stream_close_callback, nghttp2_session_callbacks_set_send_data_callback,
@@ -36,8 +39,7 @@ from fastmesh.core.wire.http2_receive cimport (
 from fastmesh.core.wire.http2_send cimport h2_frame_not_sent, h2_frame_sent, h2_send_output
 from fastmesh.core.wire.http2_state cimport (
     H2, H2F_DEAD, H2F_EXTENDED, H2F_GOAWAY_IN, H2F_GOAWAY_OUT, H2F_SETTINGS_IN, H2Hooks, H2Limits, H2_SERVER, h2_check,
-    h2_of_node,
-    h2_unlink,
+    h2_of_node, h2_unlink,
 )
 from fastmesh.core.wire.message cimport MAX_HEAD
 
@@ -130,10 +132,12 @@ cdef inline int _h2_settings(H2 *h, const H2Limits *l) noexcept nogil:
     return r
 
 
-cdef inline int h2_init(H2 *h, int role, const H2Limits *l, H2Hooks *hooks, Pool *pool, Heap *heap) noexcept nogil:
+cdef inline int h2_init(H2 *h, int role, const H2Limits *l, H2Hooks *hooks, Pool *pool,
+                        Heap *heap) noexcept nogil:
     """Begin a connection; preface, SETTINGS and the connection's window are queued. 0 or -R_NO_MEMORY.
 
-    Of what `h` holds only now_ms is looked at. `hooks`, `pool` and `heap` live longer than the connection. After a failure there is nothing to free.
+    Of what `h` holds only now_ms is looked at. `hooks`, `pool` and `heap` live longer than the connection.
+    After a failure there is nothing to free.
     """
     cdef uint64_t now_ms = h.now_ms
     memset(h, 0, sizeof(H2))
@@ -146,9 +150,11 @@ cdef inline int h2_init(H2 *h, int role, const H2Limits *l, H2Hooks *hooks, Pool
     h.max_head = l.max_head if l.max_head < MAX_HEAD else MAX_HEAD
     h.window = l.stream_window if l.stream_window <= H2_MAX_WINDOW else H2_MAX_WINDOW
     h.window_max = l.stream_window_max if l.stream_window_max <= H2_MAX_WINDOW else H2_MAX_WINDOW
-    h.held_max = 65535 if l.held_max < 65535 else l.held_max if l.held_max <= H2_MAX_WINDOW // 2 else H2_MAX_WINDOW // 2
+    # not below what RFC 9113 6.9.2 gives every connection
+    h.held_max = l.held_max if l.held_max > NGHTTP2_INITIAL_WINDOW_SIZE else NGHTTP2_INITIAL_WINDOW_SIZE
+    if h.held_max > H2_MAX_WINDOW // 2:
+        h.held_max = H2_MAX_WINDOW // 2
     h.measure_at = h.window // 2
-    h.most_queued = 4 * l.max_streams + 2048
     h.scan.preface = 24 if role == H2_SERVER else 0
     if _h2_session(h) < 0:
         h.session = NULL
@@ -181,7 +187,7 @@ cdef inline void h2_goaway_notice(H2 *h) noexcept nogil:
 
 
 cdef inline void h2_goaway(H2 *h, uint32_t code) noexcept nogil:
-    """GOAWAY with the last stream that was begun: later ones are refused. An error ends the connection with it."""
+    """GOAWAY with the last stream that was begun: later ones are refused. An error ends the connection."""
     if h.flags & H2F_DEAD:
         return
     h.flags |= H2F_GOAWAY_OUT

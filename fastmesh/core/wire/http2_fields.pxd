@@ -1,8 +1,8 @@
 # The head of an HTTP/2 message as it goes out: from a Message of any codec to nghttp2's array (RFC 9113 8).
 #
-# Nothing is copied here: the array points into the Message, the extra lines and constants, and nghttp2 copies all of
-# it, and lowers the names, when it is submitted. What belongs to a connection of HTTP/1 stays behind (8.2.2), "te:
-# trailers" is said where the message says it.
+# Nothing is copied here: the array points into the Message, the extra lines and constants, and nghttp2
+# copies all of it, and lowers the names, when it is submitted. What belongs to a connection of HTTP/1 stays
+# behind (8.2.2), "te: trailers" is said where the message says it.
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcpy
@@ -12,8 +12,8 @@ from fastmesh.core.base.reason cimport R_NO_MEMORY
 from fastmesh.core.sys.nghttp2 cimport nghttp2_nv
 from fastmesh.core.wire.http2_state cimport H2Extra
 from fastmesh.core.wire.message cimport (
-    FIELD_HOP, F_CONNECTION, F_HOST, F_KEEP_ALIVE, F_PROXY_CONNECTION, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, Field,
-    MSG_TE_TRAILERS, M_CONNECT, Message,
+    FIELD_HOP, F_CONNECTION, F_HOST, F_KEEP_ALIVE, F_PROXY_CONNECTION, F_TE, F_TRANSFER_ENCODING, F_UPGRADE,
+    Field, MSG_TE_TRAILERS, M_CONNECT, Message,
 )
 
 cdef enum:
@@ -28,7 +28,8 @@ cdef struct H2Fields:
     nghttp2_nv nv[192]            # H2_MAX_NV
 
 
-cdef inline void h2_nv(H2Fields *out, const char *name, size_t n, const char *value, size_t len) noexcept nogil:
+cdef inline void h2_nv(H2Fields *out, const char *name, size_t n, const char *value,
+                       size_t len) noexcept nogil:
     cdef nghttp2_nv *nv
     if out.n == H2_MAX_NV:
         return
@@ -84,7 +85,8 @@ cdef inline void _h2_nv_rest(H2Fields *out, const Message *m, const H2Extra *x, 
             h2_nv(out, b"via", 3, b"1.1 fastmesh", 12)
 
 
-cdef inline int h2_fields_request(H2Fields *out, Pool *pool, const Message *m, const H2Extra *x) noexcept nogil:
+cdef inline int h2_fields_request(H2Fields *out, Pool *pool, const Message *m,
+                                  const H2Extra *x) noexcept nogil:
     """The whole list of a request's: 0 or -R_NO_MEMORY. h2_fields_done follows."""
     cdef const char *protocol = m.base + m.protocol.at
     cdef size_t protocol_len = m.protocol.len

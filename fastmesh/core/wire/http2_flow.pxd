@@ -1,12 +1,14 @@
 # Windows of what is received on an HTTP/2 connection (RFC 9113 5.2, 6.9).
 #
-# A stream's window is given back as its owner consumes; what is not consumed bounds what the peer may send. The
-# connection's window only bounds the sum: it is given back as bytes arrive while less than `held_max` is held over
-# all streams, so that one slow stream stalls no other. nghttp2 sends a WINDOW_UPDATE once half a window is due.
+# A stream's window is given back as its owner consumes; what is not consumed bounds what the peer may send.
+# The connection's window only bounds the sum: it is given back as bytes arrive while less than `held_max`
+# is held over all streams, so that one slow stream stalls no other. nghttp2 sends a WINDOW_UPDATE once half
+# a window is due.
 #
-# A stream's window starts small and grows with need: while data flow, a PING measures how many bytes come in one
-# round trip. If that is more than two thirds of the window, the window is what limits, and it doubles, for all
-# streams, up to a maximum. A measurement that found nothing makes the next one wait for twice the bytes.
+# A stream's window starts small and grows with need: while data flow, a PING measures how many bytes come
+# in one round trip. If that is more than two thirds of the window, the window is what limits, and it
+# doubles, for all streams, up to a maximum. A measurement that found nothing makes the next one wait for
+# twice the bytes.
 
 from libc.stdint cimport uint8_t, uint32_t
 

@@ -1,12 +1,12 @@
 # The head of an HTTP/2 message as it comes in: field by field from HPACK, into a Message (RFC 9113 8).
 #
-# The Message stands at the front of one Buf and its text behind it: first what the pseudo-fields say, then field
-# lines as HTTP/1 has them, so that both codecs copy runs of lines the same way. A request's first line is its
-# Host. The Buf is medium until it is full, then large.
+# The Message stands at the front of one Buf and its text behind it: first what the pseudo-fields say, then
+# field lines as HTTP/1 has them, so that both codecs copy runs of lines the same way. A request's first
+# line is its Host. The Buf is medium until it is full, then large.
 #
-# Strict as the HTTP/1 codec is: what two parsers could read differently is refused, never repaired. The first thing
-# that is wrong decides, and from there on nothing is stored. nghttp2 checks none of this (no_http_messaging):
-# it would reset the stream where we answer 400.
+# Strict as the HTTP/1 codec is: what two parsers could read differently is refused, never repaired. The
+# first thing that is wrong decides, and from there on nothing is stored. nghttp2 checks none of this
+# (no_http_messaging): it would reset the stream where we answer 400.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy
@@ -22,23 +22,24 @@ from fastmesh.core.wire.http1_chunked cimport http1_trailer_fields
 from fastmesh.core.wire.http1_fields cimport http1_clear
 from fastmesh.core.wire.http1_meaning cimport http1_host, http1_length, http1_same
 from fastmesh.core.wire.http1_scan cimport (
-    FM_DIGIT, FM_TCHAR, fm_class, fm_load32, fm_scan_target, fm_scan_token, fm_scan_value, http1_equal, http1_field_id,
+    FM_DIGIT, fm_class, fm_load32, fm_scan_lower, fm_scan_target, fm_scan_token, fm_scan_value, http1_equal,
+    http1_field_id,
 )
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2F_EXTENDED, H2H_AUTHORITY, H2H_COOKIES, H2H_FIELDS, H2H_HOST_LATE, H2H_METHOD, H2H_PATH, H2H_PROTOCOL,
-    H2H_REQUEST, H2H_SCHEME, H2H_STATUS, H2H_TRAILERS, H2Head, H2_CLIENT,
+    H2, H2F_EXTENDED, H2H_AUTHORITY, H2H_COOKIES, H2H_FIELDS, H2H_HOST_LATE, H2H_METHOD, H2H_PATH,
+    H2H_PROTOCOL, H2H_REQUEST, H2H_SCHEME, H2H_STATUS, H2H_TRAILERS, H2Head, H2_CLIENT,
 )
 from fastmesh.core.wire.message cimport (
-    FIELD_HOP, FRAMING_CHUNKED, FRAMING_LENGTH, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_COOKIE, F_EXPECT,
-    F_HOST, F_KEEP_ALIVE, F_OTHER, F_PROXY_CONNECTION, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, Field, LENGTH_UNKNOWN,
-    MAX_FIELDS, MAX_LINE, MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS,
-    M_CONNECT, M_HEAD, M_OPTIONS, Message, Span,
+    FIELD_HOP, FRAMING_CHUNKED, FRAMING_LENGTH, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_COOKIE,
+    F_EXPECT, F_HOST, F_KEEP_ALIVE, F_OTHER, F_PROXY_CONNECTION, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, Field,
+    LENGTH_UNKNOWN, MAX_FIELDS, MAX_LINE, MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM,
+    MSG_KEEP_ALIVE, MSG_TE_TRAILERS, M_CONNECT, M_HEAD, M_OPTIONS, Message, Span,
 )
 
 cdef enum:
     # RFC 9113 8.2.2: what belongs to a connection of HTTP/1 makes a message malformed
-    H2_CONNECTION_IDS = (1 << F_CONNECTION | 1 << F_KEEP_ALIVE | 1 << F_PROXY_CONNECTION | 1 << F_TRANSFER_ENCODING
-                         | 1 << F_UPGRADE)
+    H2_CONNECTION_IDS = (1 << F_CONNECTION | 1 << F_KEEP_ALIVE | 1 << F_PROXY_CONNECTION
+                         | 1 << F_TRANSFER_ENCODING | 1 << F_UPGRADE)
 
 
 cdef inline Message *h2_message(H2Head *d) noexcept nogil:
@@ -77,7 +78,7 @@ cdef inline bint h2_head_begin(H2 *h, int32_t id, uint16_t flags) noexcept nogil
 
 
 cdef inline char *_h2_room(H2 *h, size_t n) noexcept nogil:
-    """Where the next n bytes of text go, with four more behind them; NULL, and the head is bad, if nowhere."""
+    """Where the next n bytes of text go, and four more behind them; NULL, and the head is bad, if nowhere."""
     cdef H2Head *d = &h.head
     cdef Buf *b = d.buf
     cdef Buf *large
@@ -291,13 +292,12 @@ cdef inline bint _h2_same_place(const Message *m, const char *value, size_t len)
     return (standard if a_port < 0 else a_port) == (standard if b_port < 0 else b_port)
 
 
-cdef inline void h2_head_field(H2 *h, const char *name, size_t n, const char *value, size_t len) noexcept nogil:
+cdef inline void h2_head_field(H2 *h, const char *name, size_t n, const char *value,
+                               size_t len) noexcept nogil:
     """One field of the header list."""
     cdef H2Head *d = &h.head
     cdef Field *f
     cdef uint8_t id
-    cdef uint8_t ch
-    cdef size_t i
     if d.bad:
         return
     d.list += <uint32_t>(n + len + 32)
@@ -310,11 +310,9 @@ cdef inline void h2_head_field(H2 *h, const char *name, size_t n, const char *va
     if name[0] == c":":
         _h2_pseudo(h, name, n, value, len)
         return
-    for i in range(n):
-        ch = <uint8_t>name[i]
-        if not fm_class[ch] & FM_TCHAR or c"A" <= ch <= c"Z":
-            d.bad = R_BAD_FIELD
-            return
+    if fm_scan_lower(name, name + n) != name + n:
+        d.bad = R_BAD_FIELD
+        return
     if len and (value[0] == c" " or value[0] == c"\t" or value[len - 1] == c" " or value[len - 1] == c"\t"):
         # RFC 9113 8.2.1
         d.bad = R_BAD_FIELD
@@ -337,7 +335,7 @@ cdef inline void h2_head_field(H2 *h, const char *name, size_t n, const char *va
 cdef inline int _h2_order(H2 *h) noexcept nogil:
     """Host first, and crumbs that stood apart joined where the first one was: 0 or a reason.
 
-    Both are rare: who makes HTTP/2 out of HTTP/1 may keep Host for :authority, and clients send crumbs in a row.
+    Both are rare: who makes HTTP/2 out of HTTP/1 may keep Host for :authority; clients send crumbs in a row.
     """
     cdef H2Head *d = &h.head
     cdef Buf *old = d.buf
@@ -389,7 +387,7 @@ cdef inline int _h2_order(H2 *h) noexcept nogil:
 
 
 cdef inline int _h2_target(H2 *h, Message *m) noexcept nogil:
-    """Method, scheme, path and authority against each other (RFC 9113 8.3.1, 8.5; RFC 8441 4): 0 or a reason."""
+    """Method, scheme, path, authority against each other (RFC 9113 8.3.1, 8.5; RFC 8441 4): 0 or a reason."""
     cdef H2Head *d = &h.head
     cdef const char *p
     cdef const char *end
@@ -467,11 +465,12 @@ cdef inline int h2_head_request(H2 *h, bint end) noexcept nogil:
         return r
     if d.seen & (1 << F_CONTENT_LENGTH):
         m.framing = FRAMING_LENGTH
-        if m.length and (end or m.method == M_CONNECT):
-            # RFC 9113 8.1.1: content-length is the sum of the DATA; a tunnel has no content
-            return R_BAD_LENGTH if end else R_BAD_FRAMING
         if m.method == M_CONNECT:
+            # RFC 9110 9.3.6: a tunnel has no content
             return R_BAD_FRAMING
+        if m.length and end:
+            # RFC 9113 8.1.1: it is the sum of the DATA
+            return R_BAD_LENGTH
     else:
         m.framing = FRAMING_CHUNKED
         m.length = LENGTH_UNKNOWN
@@ -496,7 +495,7 @@ cdef inline int _h2_response(H2 *h, int method, bint end) noexcept nogil:
             return R_BAD_FRAMING
         m.flags |= MSG_INTERIM
     if m.status < 200 or m.status == 204 or method == M_CONNECT and m.status < 300:
-        # RFC 9110 8.6: may not be sent. A zero is common and harmless; anything else promises what nobody expects.
+        # RFC 9110 8.6: may not be sent. A zero is harmless; anything else promises what nobody expects.
         if sized:
             if m.length and method != M_CONNECT:
                 return R_BAD_FRAMING
@@ -522,15 +521,17 @@ cdef inline int _h2_response(H2 *h, int method, bint end) noexcept nogil:
 
 
 cdef inline int h2_head_response(H2 *h, int method, bint end) noexcept nogil:
-    """The whole head of a response to `method`: 0, R_UPSTREAM_BAD_RESPONSE, ..._HEAD_TOO_LARGE or R_NO_MEMORY."""
+    """The head of a response to `method`: 0, R_UPSTREAM_BAD_RESPONSE, ..._HEAD_TOO_LARGE or R_NO_MEMORY."""
     cdef int r = _h2_response(h, method, end)
     if r == 0 or r == R_NO_MEMORY:
         return r
-    return R_UPSTREAM_HEAD_TOO_LARGE if r == R_HEAD_TOO_LARGE or r == R_TOO_MANY_FIELDS else R_UPSTREAM_BAD_RESPONSE
+    if r == R_HEAD_TOO_LARGE or r == R_TOO_MANY_FIELDS:
+        return R_UPSTREAM_HEAD_TOO_LARGE
+    return R_UPSTREAM_BAD_RESPONSE
 
 
 cdef inline int h2_head_trailers(H2 *h) noexcept nogil:
-    """The whole trailer section: 0 or a reason. Fields that belong into the head get FIELD_HOP, as in HTTP/1."""
+    """The whole trailer section: 0 or a reason. What belongs into the head gets FIELD_HOP, as in HTTP/1."""
     cdef H2Head *d = &h.head
     cdef Message *m = h2_message(d)
     if d.bad == R_NO_MEMORY:

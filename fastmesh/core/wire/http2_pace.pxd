@@ -1,27 +1,29 @@
 # Floods on an HTTP/2 connection, and the frames before nghttp2 sees them.
 #
 # Everything that a peer can do without being answered for it has a pace: so many at once, so many a second
-# (a bucket as in base/rate.pxd, on the owner's clock). What honest peers do stays below by an order of magnitude: a gRPC
-# client that cancels some hundred streams a second is honest. Who is above it is cut off: ENHANCE_YOUR_CALM
-# (RFC 9113 10.5).
+# (a bucket as in base/rate.pxd, on the owner's clock). What honest peers do stays below by an order of
+# magnitude: a gRPC client that cancels some hundred streams a second is honest. Who is above it is cut off:
+# ENHANCE_YOUR_CALM (RFC 9113 10.5).
 #
-# h2_scan walks over the frame headers of what was received. Counting there depends neither on nghttp2's version
-# nor on its mood: it ignores some frames without telling anybody. Priorities (deprecated, RFC 9113 5.3.2) are cut out
-# on the way, so that nghttp2 shares the connection among the streams evenly and no peer can make one starve another.
+# h2_scan walks over the frame headers of what was received. Counting there depends neither on nghttp2's
+# version nor on its mood: it ignores some frames without telling anybody. Priorities (deprecated, RFC 9113
+# 5.3.2) are cut out on the way, so that nghttp2 shares the connection among the streams evenly and no peer
+# can make one starve another.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmesh.core.base.reason cimport (
-    R_H2_EMPTY_FLOOD, R_H2_HEADER_FLOOD, R_H2_PING_FLOOD, R_H2_PRIORITY_FLOOD, R_H2_PROVOKED_FLOOD, R_H2_RESET_FLOOD,
-    R_H2_SETTINGS_FLOOD, R_H2_WINDOW_FLOOD, R_UPSTREAM_H2_FLOOD,
+    R_H2_EMPTY_FLOOD, R_H2_HEADER_FLOOD, R_H2_OUTPUT_FLOOD, R_H2_PING_FLOOD, R_H2_PRIORITY_FLOOD,
+    R_H2_PROVOKED_FLOOD, R_H2_RESET_FLOOD, R_H2_SETTINGS_FLOOD, R_H2_WINDOW_FLOOD, R_UPSTREAM_H2_FLOOD,
 )
 from fastmesh.core.sys.nghttp2 cimport (
     NGHTTP2_CONTINUATION, NGHTTP2_DATA, NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_HEADERS, NGHTTP2_FLAG_END_STREAM,
-    NGHTTP2_FLAG_PADDED, NGHTTP2_FLAG_PRIORITY, NGHTTP2_GOAWAY, NGHTTP2_HEADERS, NGHTTP2_PING, NGHTTP2_PRIORITY,
-    NGHTTP2_PUSH_PROMISE, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, NGHTTP2_WINDOW_UPDATE,
+    NGHTTP2_FLAG_PADDED, NGHTTP2_FLAG_PRIORITY, NGHTTP2_GOAWAY, NGHTTP2_HEADERS, NGHTTP2_PING,
+    NGHTTP2_PRIORITY, NGHTTP2_PUSH_PROMISE, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, NGHTTP2_WINDOW_UPDATE,
 )
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2P_EMPTY, H2P_PING, H2P_PRIORITY, H2P_PROVOKED, H2P_RESET, H2P_SETTINGS, H2P_WINDOW, H2Scan, H2_CLIENT,
+    H2_MAX_ANSWERS, H2, H2P_EMPTY, H2P_PING, H2P_PRIORITY, H2P_PROVOKED, H2P_RESET, H2P_SETTINGS, H2P_WINDOW,
+    H2Scan, H2_CLIENT,
 )
 
 cdef enum:
@@ -47,6 +49,14 @@ cdef inline int h2_flood(H2 *h, int kind) noexcept nogil:
     if kind == H2P_PRIORITY:
         return -R_H2_PRIORITY_FLOOD
     return -R_H2_WINDOW_FLOOD
+
+
+cdef inline int h2_answer(H2 *h) noexcept nogil:
+    """Count a frame that the peer has asked for: 0, or the reason if it does not take them."""
+    h.answers += 1
+    if h.answers <= H2_MAX_ANSWERS:
+        return 0
+    return -R_UPSTREAM_H2_FLOOD if h.role == H2_CLIENT else -R_H2_OUTPUT_FLOOD
 
 
 cdef inline int h2_pace(H2 *h, int kind) noexcept nogil:
@@ -105,6 +115,7 @@ cdef inline int h2_frame(H2 *h, uint8_t *p) noexcept nogil:
     cdef uint32_t length = <uint32_t>p[0] << 16 | <uint32_t>p[1] << 8 | p[2]
     cdef uint8_t kind = p[3]
     cdef uint8_t flags = p[4]
+    cdef int r
     cdef bint stream = p[5] & 0x7F or p[6] or p[7] or p[8]
     f.left = length
     f.skip = 0
@@ -134,10 +145,11 @@ cdef inline int h2_frame(H2 *h, uint8_t *p) noexcept nogil:
         return h2_pace(h, H2P_WINDOW)
     if kind == NGHTTP2_RST_STREAM or kind == NGHTTP2_GOAWAY:
         return 0                      # counted where it is known what they end
-    if kind == NGHTTP2_PING:
-        return h2_pace(h, H2P_PING)
-    if kind == NGHTTP2_SETTINGS:
-        return 0 if flags & NGHTTP2_FLAG_ACK else h2_pace(h, H2P_SETTINGS)
+    if kind == NGHTTP2_PING or kind == NGHTTP2_SETTINGS:
+        if flags & NGHTTP2_FLAG_ACK:
+            return h2_pace(h, H2P_PING)
+        r = h2_pace(h, H2P_PING if kind == NGHTTP2_PING else H2P_SETTINGS)
+        return r if r < 0 else h2_answer(h)
     if kind == NGHTTP2_PRIORITY:
         # A wrong one is nghttp2's business, and one inside a header block is no priority at all.
         f.skip = length == H2_PRIORITY_LEN and stream and f.block == 0

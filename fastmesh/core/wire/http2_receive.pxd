@@ -1,8 +1,8 @@
 # What comes in on an HTTP/2 connection: bytes to frames, frames to the owner's hooks.
 #
-# h2_receive shows the bytes to nghttp2, frame by frame counted (http2_pace); nghttp2 calls back; a callback finds its
-# stream by its id, and calls a hook last, because the hook may end any stream. What a callback finds wrong with the
-# connection becomes its fault, and nghttp2 is stopped there and then.
+# h2_receive shows the bytes to nghttp2, frame by frame counted (http2_pace); nghttp2 calls back; a callback
+# finds its stream by its id, and calls a hook last, because the hook may end any stream. What a callback
+# finds wrong with the connection becomes its fault, and nghttp2 is stopped there and then.
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
@@ -12,20 +12,21 @@ from fastmesh.core.base.reason cimport (
     R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
 )
 from fastmesh.core.sys.nghttp2 cimport (
-    NGHTTP2_DATA, NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_FLOODED, NGHTTP2_ERR_NOMEM,
-    NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_FLAG_PADDED, NGHTTP2_GOAWAY,
-    NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_PING, NGHTTP2_PROTOCOL_ERROR, NGHTTP2_REFUSED_STREAM,
-    NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, nghttp2_frame, nghttp2_session, nghttp2_session_get_outbound_queue_size,
+    NGHTTP2_DATA, NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_FLOODED,
+    NGHTTP2_ERR_NOMEM, NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_FLAG_PADDED,
+    NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_PING, NGHTTP2_PROTOCOL_ERROR,
+    NGHTTP2_REFUSED_STREAM, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, nghttp2_frame, nghttp2_session,
     nghttp2_session_mem_recv, nghttp2_session_set_stream_user_data, nghttp2_submit_rst_stream,
 )
 from fastmesh.core.wire.http2_flow cimport h2_arrived, h2_give, h2_measured
 from fastmesh.core.wire.http2_head cimport (
-    h2_head_begin, h2_head_drop, h2_head_field, h2_head_request, h2_head_response, h2_head_trailers, h2_message,
+    h2_head_begin, h2_head_drop, h2_head_field, h2_head_request, h2_head_response, h2_head_trailers,
+    h2_message,
 )
-from fastmesh.core.wire.http2_pace cimport H2_FRAME_HEAD, h2_frame, h2_pace
+from fastmesh.core.wire.http2_pace cimport H2_FRAME_HEAD, h2_answer, h2_frame, h2_pace
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2F_GOAWAY_IN, H2F_SETTINGS_IN, H2H_REQUEST, H2H_TRAILERS, H2P_EMPTY, H2P_PROVOKED, H2P_RESET, H2S_BAD,
-    H2S_END_IN, H2S_END_OUT, H2S_HEAD_IN, H2S_TUNNEL, H2Scan, H2Stream, H2_CLIENT, H2_MAX_INTERIM,
+    H2, H2F_GOAWAY_IN, H2F_SETTINGS_IN, H2H_REQUEST, H2H_TRAILERS, H2P_EMPTY, H2P_PROVOKED, H2P_RESET,
+    H2S_BAD, H2S_END_IN, H2S_END_OUT, H2S_HEAD_IN, H2S_TUNNEL, H2Scan, H2Stream, H2_CLIENT, H2_MAX_INTERIM,
     H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink,
 )
 from fastmesh.core.wire.message cimport (
@@ -40,7 +41,8 @@ cdef inline void h2_bad(H2 *h, H2Stream *s, int reason) noexcept nogil:
     cdef int r
     s.flags |= H2S_BAD
     if h.role == H2_CLIENT:
-        h2_check(h, nghttp2_submit_rst_stream(h.session, NGHTTP2_FLAG_NONE, s.id, NGHTTP2_PROTOCOL_ERROR))
+        if not s.flags & H2S_END_IN or not s.flags & H2S_END_OUT:
+            h2_check(h, nghttp2_submit_rst_stream(h.session, NGHTTP2_FLAG_NONE, s.id, NGHTTP2_PROTOCOL_ERROR))
     elif s.flags & H2S_HEAD_IN:
         # The request is on its way already: what is begun in vain counts (CVE-2025-8671).
         r = h2_pace(h, H2P_PROVOKED)
@@ -49,11 +51,13 @@ cdef inline void h2_bad(H2 *h, H2Stream *s, int reason) noexcept nogil:
     h.hooks.bad(h, s, reason)
 
 
-cdef inline int h2_headers_begin(nghttp2_session *session, const nghttp2_frame *frame, void *user) noexcept nogil:
+cdef inline int h2_headers_begin(nghttp2_session *session, const nghttp2_frame *frame,
+                                 void *user) noexcept nogil:
     """A header block begins: of a new stream (server), or of one that is open."""
     cdef H2 *h = <H2 *>user
     cdef int32_t id = frame.hd.stream_id
     cdef H2Stream *s
+    cdef int r
     if frame.hd.type != NGHTTP2_HEADERS:
         return 0
     if frame.headers.cat == NGHTTP2_HCAT_REQUEST:
@@ -62,7 +66,11 @@ cdef inline int h2_headers_begin(nghttp2_session *session, const nghttp2_frame *
             s = h.hooks.open(h)
         if s == NULL:
             h2_head_drop(h)
-            return h2_check(h, nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, id, NGHTTP2_REFUSED_STREAM))
+            r = h2_answer(h)
+            if r < 0:
+                return h2_fail(h, -r)
+            return h2_check(
+                h, nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, id, NGHTTP2_REFUSED_STREAM))
         nghttp2_session_set_stream_user_data(session, id, s)
         h2_link(h, s, id)
         return 0
@@ -232,14 +240,18 @@ cdef inline int h2_frame_invalid(nghttp2_session *session, const nghttp2_frame *
                                  void *user) noexcept nogil:
     """nghttp2 resets a stream, or ends the connection, for what the peer did."""
     cdef H2 *h = <H2 *>user
-    cdef int r = h2_pace(h, H2P_PROVOKED)
+    cdef int r
+    if h2_find(h, frame.hd.stream_id) != NULL:
+        return 0                      # counted when its RST_STREAM is packed
+    r = h2_pace(h, H2P_PROVOKED)
     if r < 0:
         h2_fail(h, -r)
         return NGHTTP2_ERR_CALLBACK_FAILURE
     return 0
 
 
-cdef inline int h2_stream_closed(nghttp2_session *session, int32_t id, uint32_t code, void *user) noexcept nogil:
+cdef inline int h2_stream_closed(nghttp2_session *session, int32_t id, uint32_t code,
+                                 void *user) noexcept nogil:
     """nghttp2 forgets a stream when this returns."""
     cdef H2 *h = <H2 *>user
     cdef H2Stream *s = h2_find(h, id)
@@ -353,7 +365,7 @@ cdef inline int _h2_walk(H2 *h, const char *p, size_t n) noexcept nogil:
 
 
 cdef inline int h2_receive(H2 *h, const char *p, size_t n) noexcept nogil:
-    """Take all n bytes: 0, or a reason for which the connection cannot go on (h2_pack has the last word to say).
+    """Take all n bytes: 0, or a reason for which the connection cannot go on (h2_pack packs the last words).
 
     Some of nghttp2's own judgements are known only when it packs its GOAWAY: then h2_pack says the reason.
     """
@@ -361,6 +373,6 @@ cdef inline int h2_receive(H2 *h, const char *p, size_t n) noexcept nogil:
     if h.fault:
         return -h.fault
     r = _h2_walk(h, p, n)
-    if r == 0 and nghttp2_session_get_outbound_queue_size(h.session) > h.most_queued:
-        return h2_fail(h, R_UPSTREAM_H2_FLOOD if h.role == H2_CLIENT else R_H2_OUTPUT_FLOOD)
+    if r < 0:
+        h2_head_drop(h)
     return r

@@ -1,30 +1,32 @@
 # What goes out on an HTTP/2 connection: heads, bodies, trailers, resets; and packing it all into frames.
 #
-# Everything is queued, in nghttp2 (heads, control frames) or in the stream's `out` (body), and becomes bytes in
-# h2_pack, once a turn: what a turn said of a stream leaves in as few frames as it fits in, with END_STREAM on the last of
-# them. nghttp2 asks for body bytes by frame; a Buf that fits into a frame as it is passes into `tx` by
-# reference. A hook called from here (closed, writable) may call whatever one called from h2_receive may.
+# Everything is queued, in nghttp2 (heads, control frames) or in the stream's `out` (body), and becomes
+# bytes in h2_pack, once a turn: what a turn said of a stream leaves in as few frames as it fits in, with
+# END_STREAM on the last of them. nghttp2 asks for body bytes by frame; a Buf that fits into a frame as it
+# is passes into `tx` by reference. A hook called from here (closed, writable) may call whatever one called
+# from h2_receive may.
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from fastmesh.core.base.buffer cimport (
-    BUF_MEDIUM, BUF_SMALL, Buf, Queue, SMALL_SIZE, buf_class_for, buf_drop, buf_get, queue_consume, queue_copy,
-    queue_push,
+    BUF_MEDIUM, BUF_SMALL, Buf, Queue, SMALL_SIZE, buf_class_for, buf_drop, buf_get, queue_consume,
+    queue_copy, queue_push,
 )
 from fastmesh.core.base.reason cimport (
-    R_H2_COMPRESSION, R_H2_FLOW_CONTROL, R_H2_FRAME_SIZE, R_H2_PROTOCOL, R_H2_PROVOKED_FLOOD, R_H2_SETTINGS_FLOOD,
-    R_INTERNAL, R_NO_MEMORY, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
+    R_H2_COMPRESSION, R_H2_FLOW_CONTROL, R_H2_FRAME_SIZE, R_H2_PROTOCOL, R_H2_PROVOKED_FLOOD,
+    R_H2_SETTINGS_FLOOD, R_INTERNAL, R_NO_MEMORY, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
 )
 from fastmesh.core.sys.nghttp2 cimport (
     NGHTTP2_COMPRESSION_ERROR, NGHTTP2_DATA, NGHTTP2_DATA_FLAG_EOF, NGHTTP2_DATA_FLAG_NO_COPY,
-    NGHTTP2_DATA_FLAG_NO_END_STREAM, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_DEFERRED,
-    NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_PAUSE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_FLOW_CONTROL_ERROR,
-    NGHTTP2_FRAME_SIZE_ERROR, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_INTERNAL_ERROR,
-    NGHTTP2_NO_ERROR, NGHTTP2_RST_STREAM, nghttp2_data_provider, nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session,
-    nghttp2_session_get_last_proc_stream_id, nghttp2_session_mem_send, nghttp2_session_resume_data,
-    nghttp2_session_set_stream_user_data, nghttp2_session_want_write, nghttp2_submit_headers, nghttp2_submit_request,
-    nghttp2_submit_response, nghttp2_submit_rst_stream, nghttp2_submit_trailer,
+    NGHTTP2_DATA_FLAG_NO_END_STREAM, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_CALLBACK_FAILURE,
+    NGHTTP2_ERR_DEFERRED, NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_PAUSE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE,
+    NGHTTP2_FLOW_CONTROL_ERROR, NGHTTP2_FRAME_SIZE_ERROR, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST,
+    NGHTTP2_HEADERS, NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_RST_STREAM, nghttp2_data_provider,
+    nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session, nghttp2_session_get_last_proc_stream_id,
+    nghttp2_session_mem_send, nghttp2_session_resume_data, nghttp2_session_set_stream_user_data,
+    nghttp2_session_want_write, nghttp2_submit_headers, nghttp2_submit_request, nghttp2_submit_response,
+    nghttp2_submit_rst_stream, nghttp2_submit_trailer,
 )
 from fastmesh.core.wire.http2_fields cimport (
     H2Fields, h2_fields_done, h2_fields_request, h2_fields_response, h2_nv_fields, h2_nv_lines,
@@ -33,16 +35,17 @@ from fastmesh.core.wire.http2_flow cimport h2_give
 from fastmesh.core.wire.http2_head cimport h2_head_drop
 from fastmesh.core.wire.http2_pace cimport h2_pace, h2_pace_window_credit
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2Extra, H2F_DEAD, H2F_GOAWAY_OUT, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN, H2S_END_OUT,
-    H2S_FIN, H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CLIENT, H2_MOVE, H2_OUT_HIGH,
-    H2_OUT_LOW, h2_check, h2_fail, h2_find, h2_link, h2_unlink,
+    H2, H2Extra, H2F_DEAD, H2F_GOAWAY_OUT, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN,
+    H2S_END_OUT, H2S_FIN, H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT,
+    H2_MOVE, H2_OUT_HIGH, H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink,
 )
 from fastmesh.core.wire.message cimport Message
 
 
 # ---- a stream's sending side ---------------------------------------------------------------------------
 
-cdef inline int _h2_queue_head(H2 *h, H2Stream *s, H2Fields *f, bint request, bint final, bint end) noexcept nogil:
+cdef inline int _h2_queue_head(H2 *h, H2Stream *s, H2Fields *f, bint request, bint final,
+                               bint end) noexcept nogil:
     """Submit the list: 0 or a reason."""
     cdef nghttp2_data_provider body
     cdef nghttp2_data_provider *data = NULL
@@ -75,7 +78,7 @@ cdef inline int _h2_queue_head(H2 *h, H2Stream *s, H2Fields *f, bint request, bi
 cdef inline int h2_request(H2 *h, H2Stream *s, const Message *m, const H2Extra *x, bint end) noexcept nogil:
     """Client: open `s` (zeroed, or forgotten) with the head `m`: 0 or a reason. h2_may_open has said yes.
 
-    `end`: nothing follows. What is set aside in `x` may be NULL.
+    `end`: nothing follows. `x` may be NULL, here as in h2_respond.
     """
     cdef H2Fields f
     cdef int r
@@ -92,10 +95,12 @@ cdef inline int h2_request(H2 *h, H2Stream *s, const Message *m, const H2Extra *
 
 
 cdef inline int h2_respond(H2 *h, H2Stream *s, const Message *m, const H2Extra *x, bint end) noexcept nogil:
-    """Server: the head of the response, or an interim one (1xx): 0 or a reason."""
+    """Server: an interim head (1xx), or the one final head: 0 or a reason."""
     cdef H2Fields f
-    if h.fault:
-        return -h.fault
+    if h.fault or s.h2 == NULL:
+        return -h.fault if h.fault else -R_INTERNAL
+    if s.flags & H2S_HEAD_OUT:
+        return -R_INTERNAL
     h2_fields_response(&f, m, x)
     return _h2_queue_head(h, s, &f, False, m.status >= 200, end and m.status >= 200)
 
@@ -111,10 +116,10 @@ cdef inline int h2_data(H2 *h, H2Stream *s, const char *p, size_t n, Buf *take) 
 
     0; 1: queued, but wait for `writable`; or a reason (then `take` is dropped too).
     """
-    if h.fault:
+    if h.fault or s.h2 == NULL:
         if take != NULL:
             buf_drop(h.pool, take)
-        return -h.fault
+        return -h.fault if h.fault else -R_INTERNAL
     if take != NULL:
         if take.start == take.end:
             buf_drop(h.pool, take)
@@ -168,15 +173,16 @@ cdef inline int h2_finish(H2 *h, H2Stream *s, const Message *trailers) noexcept 
     """END_STREAM behind what is queued, on trailers if there are any: 0 or a reason."""
     cdef H2Fields f
     cdef Buf *b
-    if h.fault:
-        return -h.fault
+    if h.fault or s.h2 == NULL:
+        return -h.fault if h.fault else -R_INTERNAL
     if s.flags & H2S_FIN:
         return 0
     if trailers != NULL:
         f.n = 0
         h2_nv_fields(&f, trailers, 0)
-        if f.n and s.out.bytes == 0:
-            # Needs no window, which a DATA frame would wait for, and saves an empty one.
+        if f.n and s.out.bytes == 0 and (h.role == H2_SERVER or s.flags & H2S_SENT):
+            # At once, because nothing is before them: h2_read_output is only asked when there is a window. (A
+            # request that has not left is overtaken: nghttp2 has a queue of its own for what opens streams.)
             return _h2_trailers(h, s, &f)
         if f.n:
             b = _h2_keep(h, &f)
@@ -188,11 +194,14 @@ cdef inline int h2_finish(H2 *h, H2Stream *s, const Message *trailers) noexcept 
     return 0
 
 
-cdef inline void h2_forget(H2 *h, H2Stream *s) noexcept nogil:
-    """Forget `s`, which is over: no frame is sent, and no hook called. Reset it if it may not be over."""
+cdef inline void h2_reset(H2 *h, H2Stream *s, uint32_t code) noexcept nogil:
+    """RST_STREAM now: output is dropped and `s` forgotten, no hook is called; it may be freed at once."""
     if s.h2 == NULL:
         return
     if not h.flags & H2F_DEAD:
+        if not s.flags & H2S_END_IN or not s.flags & H2S_END_OUT:
+            # nothing, if there is one under way already
+            h2_check(h, nghttp2_submit_rst_stream(h.session, NGHTTP2_FLAG_NONE, s.id, code))
         nghttp2_session_set_stream_user_data(h.session, s.id, NULL)
     h2_unlink(h, s)
     h2_give(h)
@@ -200,13 +209,9 @@ cdef inline void h2_forget(H2 *h, H2Stream *s) noexcept nogil:
         h2_head_drop(h)
 
 
-cdef inline void h2_reset(H2 *h, H2Stream *s, uint32_t code) noexcept nogil:
-    """RST_STREAM now: queued output is dropped and `s` forgotten, no hook is called; it may be freed at once."""
-    if s.h2 == NULL:
-        return
-    if not h.flags & H2F_DEAD:
-        h2_check(h, nghttp2_submit_rst_stream(h.session, NGHTTP2_FLAG_NONE, s.id, code))
-    h2_forget(h, s)
+cdef inline void h2_forget(H2 *h, H2Stream *s) noexcept nogil:
+    """Forget `s`: as h2_reset, with the frame that it takes to end what is not over yet."""
+    h2_reset(h, s, H2_CANCEL)
 
 
 cdef inline void h2_reset_behind(H2 *h, H2Stream *s, uint32_t code) noexcept nogil:
@@ -214,6 +219,8 @@ cdef inline void h2_reset_behind(H2 *h, H2Stream *s, uint32_t code) noexcept nog
 
     `closed` follows.
     """
+    if s.h2 == NULL:
+        return
     s.behind = code
     if s.flags & H2S_END_OUT and not s.flags & H2S_END_IN:
         h2_check(h, nghttp2_submit_rst_stream(h.session, NGHTTP2_FLAG_NONE, s.id, code))
@@ -289,7 +296,7 @@ cdef inline int _h2_put(H2 *h, const char *p, size_t n) noexcept nogil:
 
 
 cdef inline int _h2_move(H2 *h, Queue *q, size_t n) noexcept nogil:
-    """Move the first n bytes of q to tx: long Bufs by reference, what is short or a part is copied; 0 or -1."""
+    """Move n bytes from q to tx: long Bufs by reference, what is short or a part is copied; 0 or -1."""
     cdef Buf *b
     cdef size_t have
     while n:
@@ -312,8 +319,8 @@ cdef inline int _h2_move(H2 *h, Queue *q, size_t n) noexcept nogil:
     return 0
 
 
-cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *framehd, size_t length,
-                               nghttp2_data_source *source, void *user) noexcept nogil:
+cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *framehd,
+                               size_t length, nghttp2_data_source *source, void *user) noexcept nogil:
     """nghttp2 sends the DATA frame that h2_read_output said."""
     cdef H2 *h = <H2 *>user
     cdef H2Stream *s = h2_find(h, frame.hd.stream_id)
@@ -332,7 +339,8 @@ cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, c
     return NGHTTP2_ERR_PAUSE if h.tx.bytes >= h.most else 0
 
 
-cdef inline int h2_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user) noexcept nogil:
+cdef inline int h2_frame_sent(nghttp2_session *session, const nghttp2_frame *frame,
+                              void *user) noexcept nogil:
     """A frame has been packed."""
     cdef H2 *h = <H2 *>user
     cdef uint8_t kind = frame.hd.type
@@ -366,7 +374,8 @@ cdef inline int h2_frame_not_sent(nghttp2_session *session, const nghttp2_frame 
     cdef H2 *h = <H2 *>user
     if frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat != NGHTTP2_HCAT_REQUEST and (
             h2_find(h, frame.hd.stream_id) != NULL):
-        h2_check(h, nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_INTERNAL_ERROR))
+        h2_check(h, nghttp2_submit_rst_stream(
+            session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_INTERNAL_ERROR))
     return 0
 
 
@@ -432,6 +441,8 @@ cdef inline int h2_pack(H2 *h, Queue *tx, size_t most) noexcept nogil:
     while not h.flags & H2F_DEAD and tx.bytes < most:
         n = nghttp2_session_mem_send(h.session, &p)
         if n <= 0:
+            if n == 0 and tx.bytes < most:
+                h.answers = 0
             break
         h.flags |= H2F_PACKED
         if _h2_put(h, <const char *>p, <size_t>n) < 0:

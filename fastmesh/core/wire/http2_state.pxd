@@ -1,20 +1,22 @@
 # HTTP/2 (RFC 9113): the state of a connection and of a stream, and what the codec calls its owner with.
 #
-# The codec is sans-I/O and lies around libnghttp2, which does framing, HPACK and the state machine of streams.
-# What nghttp2 is laxer on, or decides by version, is decided here: the meaning of heads (http2_head), floods and
-# priorities (http2_pace), windows (http2_flow). Both roles are the same code.
+# The codec is sans-I/O and lies around libnghttp2, which does framing, HPACK and the state machine of
+# streams. What nghttp2 is laxer on, or decides by version, is decided here: the meaning of heads
+# (http2_head), floods and priorities (http2_pace), windows (http2_flow). Both roles are the same code.
 #
-# Ownership. An H2 is embedded in its owner's connection, an H2Stream in its owner's stream; each is its owner's
-# FIRST member and its owner's memory. nghttp2 knows an H2Stream by its stream user data, and by nothing else; it is
-# found anew by its id in every callback, so that a hook may end any stream at any time. A stream that the codec has
-# forgotten (h2_reset, h2_forget, after `closed`) has h2 == NULL, no output, and no pointer to it is left.
-# Streams hang in the list `streams` from the moment they have an id until they are forgotten.
+# Ownership. An H2 is embedded in its owner's connection, an H2Stream in its owner's stream; each is its
+# owner's FIRST member and its owner's memory. nghttp2 knows an H2Stream by its stream user data, and by
+# nothing else; it is found anew by its id in every callback, so that a hook may end any stream at any time.
+# A stream that the codec has forgotten (h2_reset, h2_forget, after `closed`) has h2 == NULL, no output, and
+# no pointer to it is left. Streams hang in the list `streams` from the moment they have an id until they
+# are forgotten.
 #
-# Memory. A head that is being received is built in one Buf; there is one such Buf at most, and none between heads. An
-# idle connection holds nothing but its nghttp2 session, whose memory comes from `heap`.
+# Memory. A head that is being received is built in one Buf; there is one such Buf at most, and none between
+# heads. An idle connection holds nothing but its nghttp2 session, whose memory comes from `heap`.
 #
-# The end. `fault` is the reason for which the connection cannot go on. From then on nothing is received; h2_pack
-# sends one GOAWAY and says the reason. nghttp2 is not asked again after an error that it calls fatal.
+# The end. `fault` is the reason for which the connection cannot go on. From then on nothing is received;
+# h2_pack sends one GOAWAY and says the reason. nghttp2 is not asked again after an error that it calls
+# fatal.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -47,6 +49,7 @@ cdef enum:
     H2_OUT_LOW = 16384        # from here `writable` follows
     H2_MOVE = 1024            # bytes of a Buf from which it is passed on by reference
     H2_MAX_INTERIM = 32       # interim heads of one response
+    H2_MAX_ANSWERS = 1024     # acknowledgements and refusals that may wait to be packed
 
 cdef enum:  # H2.flags
     H2F_PACKED = 1            # the preface has been packed
@@ -98,7 +101,7 @@ cdef struct H2Limits:
     uint32_t max_streams          # SETTINGS_MAX_CONCURRENT_STREAMS that is announced (server)
     uint32_t stream_window        # initial receive window of a stream, bytes
     uint32_t stream_window_max    # what it may grow to
-    uint32_t held_max             # bytes held over all streams from which the connection's window is not given back
+    uint32_t held_max             # bytes held over all streams above which the connection's window stays away
     uint32_t max_head             # bytes of a header list (RFC 9113 6.5.2), announced
     bint extended_connect         # server: RFC 8441 is announced
 
@@ -108,11 +111,11 @@ cdef struct H2Extra:              # what is added to a head that is sent
     size_t lines_len
     const char *scheme            # request: used before the message's own
     size_t scheme_len
-    const char *protocol          # request: ":protocol" of an extended CONNECT, or empty; before the message's own
+    const char *protocol          # request: ":protocol" of an extended CONNECT; before the message's own
     size_t protocol_len
     const char *authority         # request: if the message has none
     size_t authority_len
-    int via                       # 10, 11, 20: a Via field for the version that the message came with; 0: none
+    int via                       # 10, 11, 20: Via for the version that the message came with; 0: none
 
 cdef struct H2Head:               # the head that is being received
     Buf *buf                      # a Message, and its text behind it; NULL between heads
@@ -129,8 +132,8 @@ cdef struct H2Scan:               # where the peer's next frame begins
     uint8_t have
     uint8_t preface               # bytes of the client's magic that are still to come
     uint8_t skip                  # what is left of the frame's payload is not shown to nghttp2
-    uint8_t cut                   # bytes of priority that are to be cut out of HEADERS; the pad length comes first
-    uint8_t padded
+    uint8_t cut                   # bytes of priority that are still to be cut out of HEADERS
+    uint8_t padded                # the pad length comes before them
     uint32_t left                 # payload of the frame that is still to come
     uint32_t block                # bytes of the header block that is under way; 0: none
     uint32_t block_frames
@@ -148,7 +151,7 @@ cdef struct H2:                   # one connection
     Node streams
     uint32_t open                 # streams in the list
     uint32_t max_head
-    uint32_t most_queued          # frames of ours that may wait to be packed
+    uint32_t answers              # frames that the peer asked for and that may not be packed yet
     int32_t closing               # the stream whose RST_STREAM of the peer is being worked on
     H2Head head
     H2Scan scan
@@ -194,13 +197,12 @@ cdef struct H2Hooks:
 
 
 cdef inline H2Stream *h2_of_node(Node *n) noexcept nogil:
-    """The stream that hangs in `streams` by `n`."""
-    cdef H2Stream *none = NULL
-    return <H2Stream *>(<char *>n - <size_t>&none.node)
+    """The stream that hangs in `streams` by `n`, which stands behind its first member."""
+    return <H2Stream *>(<char *>n - sizeof(H2 *))
 
 
 cdef inline int h2_fail(H2 *h, int reason) noexcept nogil:
-    """The connection cannot go on, and nghttp2 is not asked again: the first reason counts; returns it negative."""
+    """The connection cannot go on, and nghttp2 is not asked again: the first reason, negative."""
     if h.fault == 0:
         h.fault = reason
     h.flags |= H2F_DEAD
