@@ -17,7 +17,7 @@ from fastmesh.core.wire.http1_chunked cimport http1_parse_trailers
 from fastmesh.core.wire.http1_scan cimport http1_field_id
 from fastmesh.core.wire.http1_write cimport http1_copy_fields, http1_head_bound, http1_write_request_line
 from fastmesh.core.wire.http2 cimport (
-    h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_may_extend, h2_may_open, h2_peer_streams, h2_ping,
+    h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_may_open, h2_peer_extended, h2_peer_streams, h2_ping,
     h2_ping_since, h2_settings_since, h2_streams,
 )
 from fastmesh.core.wire.http2_flow cimport h2_consume
@@ -432,7 +432,7 @@ cdef class Conn:
 
     @property
     def may_extend(self):
-        return bool(h2_may_extend(&self.link.h))
+        return h2_peer_extended(&self.link.h) == 1
 
     @property
     def peer_streams(self):
