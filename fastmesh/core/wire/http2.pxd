@@ -195,6 +195,7 @@ cdef inline void h2_goaway(H2 *h, uint32_t code) noexcept nogil:
         h2_check(h, nghttp2_submit_goaway(h.session, NGHTTP2_FLAG_NONE,
                                           nghttp2_session_get_last_proc_stream_id(h.session), code, NULL, 0))
     else:
+        h.ended = 1
         h2_check(h, nghttp2_session_terminate_session(h.session, code))
 
 

@@ -35,7 +35,7 @@ from fastmesh.core.wire.http2_flow cimport h2_give
 from fastmesh.core.wire.http2_head cimport h2_head_drop
 from fastmesh.core.wire.http2_pace cimport h2_pace, h2_pace_window_credit
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2Extra, H2F_DEAD, H2F_GOAWAY_OUT, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN,
+    H2, H2Extra, H2F_DEAD, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN,
     H2S_END_OUT, H2S_FIN, H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT,
     H2_MOVE, H2_OUT_HIGH, H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink,
 )
@@ -362,7 +362,7 @@ cdef inline int h2_frame_sent(nghttp2_session *session, const nghttp2_frame *fra
             h2_fail(h, R_UPSTREAM_H2_FLOOD if h.role == H2_CLIENT else R_H2_PROVOKED_FLOOD)
             return NGHTTP2_ERR_CALLBACK_FAILURE
     elif kind == NGHTTP2_GOAWAY and frame.goaway.error_code != NGHTTP2_NO_ERROR and h.fault == 0 and (
-            not h.flags & H2F_GOAWAY_OUT):
+            not h.ended):
         h.fault = h2_reason(h, frame.goaway.error_code)
         h.flags |= H2F_LAST_OUT
     return 0

@@ -145,7 +145,8 @@ cdef struct H2:                   # one connection
     H2Heap *heap
     uint8_t role
     uint8_t flags
-    uint16_t _pad
+    uint8_t ended                 # the owner ended it with an error's GOAWAY, which is no fault
+    uint8_t _pad
     int fault                     # a reason, or 0
     uint64_t now_ms               # set by the owner before every call
     Node streams
