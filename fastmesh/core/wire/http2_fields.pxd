@@ -90,6 +90,7 @@ cdef inline int h2_fields_request(H2Fields *out, Pool *pool, const Message *m,
     """The whole list of a request's: 0 or -R_NO_MEMORY. h2_fields_done follows."""
     cdef const char *protocol = m.base + m.protocol.at
     cdef size_t protocol_len = m.protocol.len
+    cdef size_t scheme_len
     cdef Buf *b
     out.n = 0
     out.scratch = NULL
@@ -103,10 +104,10 @@ cdef inline int h2_fields_request(H2Fields *out, Pool *pool, const Message *m,
     else:
         h2_nv(out, b":method", 7, m.base + m.method_name.at, m.method_name.len)
     if protocol_len or m.method != M_CONNECT:
-        if x != NULL and x.scheme_len:
-            h2_nv(out, b":scheme", 7, x.scheme, x.scheme_len)
-        elif m.scheme.len:
-            h2_nv(out, b":scheme", 7, m.base + m.scheme.at, m.scheme.len)
+        scheme_len = x.scheme_len if x != NULL and x.scheme_len else m.scheme.len
+        # HTTP/1 takes it in any case (RFC 3986 3.1), and there are but two of them.
+        if scheme_len == 5:
+            h2_nv(out, b":scheme", 7, b"https", 5)
         else:
             h2_nv(out, b":scheme", 7, b"http", 4)
         if m.path.len == 0:
