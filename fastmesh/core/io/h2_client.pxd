@@ -39,7 +39,7 @@ from fastmesh.core.traffic.counters cimport (
 from fastmesh.core.traffic.snapshot cimport TLS_PUBLIC
 from fastmesh.core.wire.http2 cimport h2_goaway, h2_may_open, h2_peer_extended
 from fastmesh.core.wire.http2_receive cimport h2_receive
-from fastmesh.core.wire.http2_send cimport h2_request, h2_sent_nothing
+from fastmesh.core.wire.http2_send cimport h2_request, h2_reset, h2_sent_nothing
 from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2Hooks, H2Stream, H2_CANCEL, H2_CLIENT, H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_REFUSED,
 )
@@ -278,6 +278,7 @@ cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
     while not list_empty(&h.streams):
         e = h2_end_of_node(h.streams.next)
         sent = not h2_sent_nothing(&e.s)
+        h2_reset(&h.h2, &e.s, H2_CANCEL)         # the codec may outlive it
         e.flags |= E_GONE
         _lost(w, e, reason, sent)
 

@@ -42,7 +42,7 @@ from fastmesh.core.traffic.counters cimport (
     K_H2_RESETS_RECEIVED_DOWNSTREAM, K_H2_RESETS_SENT_DOWNSTREAM,
 )
 from fastmesh.core.wire.http2_receive cimport h2_receive
-from fastmesh.core.wire.http2_send cimport h2_reset_behind, h2_respond
+from fastmesh.core.wire.http2_send cimport h2_reset, h2_reset_behind, h2_respond
 from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2Hooks, H2Stream, H2_CANCEL, H2_INTERNAL_ERROR, H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_SERVER,
 )
@@ -77,6 +77,7 @@ cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
     cdef H2End *e
     while not list_empty(&h.streams):
         e = h2_end_of_node(h.streams.next)
+        h2_reset(&h.h2, &e.s, H2_CANCEL)         # the codec may outlive it
         e.flags |= E_GONE
         if e.end.ex != NULL:
             exchange_downstream_failed(w, e.end.ex, reason)     # its End is let go of, and freed
