@@ -227,7 +227,8 @@ cdef inline void _bad(H2 *h2, H2Stream *s, int reason) noexcept nogil:
 
 cdef inline void _closed(H2 *h2, H2Stream *s, uint32_t code, bint by_peer) noexcept nogil:
     cdef H2End *e = <H2End *>s
-    cdef bint sent = code != H2_REFUSED
+    # One that waited for the endpoint's limit when its GOAWAY came is over without having left.
+    cdef bint sent = code != H2_REFUSED and not h2_sent_nothing(s)
     e.flags |= E_GONE
     if by_peer:
         (<H2Conn *>h2).w.row.counters[K_H2_RESETS_RECEIVED_UPSTREAM if sent else K_H2_REFUSED_UPSTREAM] += 1
