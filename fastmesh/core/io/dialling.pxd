@@ -26,7 +26,7 @@ from fastmesh.core.io.state cimport (
     C_CONNECTING, C_HANDSHAKE, C_TLS, Conn, ConnOps, Dialling, End, EndOps, Exchange, H1Client, H2Conn, Parked,
     SPEAKS_H1, SPEAKS_H2, TX_HIGH, Upstream, Worker, X_EXTENDED, X_PARKED, X_TUNNEL,
 )
-from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
+from fastmesh.core.io.upstream cimport upstream_connect, upstream_left, upstream_tls
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECT_FAILURES, S_CONNECTS
 from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE
 from fastmesh.core.wire.message cimport Message
@@ -45,9 +45,10 @@ cdef inline void _free(Worker *w, Dialling *d) noexcept nogil:
 
 cdef inline void dialling_close(Worker *w, Dialling *d) noexcept nogil:
     """Give it up. Nobody waits for it any more."""
-    d.upstream.nconns -= 1
+    cdef Upstream *u = d.upstream
     conn_close(w, d.conn)
     _free(w, d)
+    upstream_left(u)
 
 
 cdef inline void _waiting_away(Dialling *d, Node *waiting) noexcept nogil:

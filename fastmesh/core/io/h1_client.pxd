@@ -31,6 +31,7 @@ from fastmesh.core.io.state cimport (
     H1Client, H1_BODY, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH, PoolConf, SPLICE_MIN, Upstream, Worker,
     X_BYTE_SEEN, X_EXTENDED, X_REQ_DONE, X_REUSED, X_UPGRADE,
 )
+from fastmesh.core.io.upstream cimport upstream_left
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_HTTP11_UPSTREAM
 from fastmesh.core.wire.http1 cimport http1_parse_response
@@ -87,9 +88,9 @@ cdef inline void h1_client_destroy(Worker *w, H1Client *h) noexcept nogil:
         list_remove(&h.idle)
         h.upstream.nidle -= 1
         w.row.counters[G_UPSTREAM_IDLE] -= 1
-    h.upstream.nconns -= 1
     if h.conn != NULL:
         conn_close(w, h.conn)
+    upstream_left(h.upstream)
     slab_put(&w.clients, h)
 
 
@@ -550,7 +551,7 @@ cdef inline Conn *_end_detach(Worker *w, End *e) noexcept nogil:
     cdef Conn *c = h.conn
     c.owner = NULL
     c.ops = NULL
-    h.upstream.nconns -= 1
+    upstream_left(h.upstream)                    # the tunnel's exchange holds it
     slab_put(&w.clients, h)
     return c
 

@@ -31,6 +31,7 @@ from fastmesh.core.io.state cimport (
     H2_OPEN, LINES_SCRATCH, Parked, Upstream, Worker, X_BYTE_SEEN, X_EXTENDED, X_REQ_DONE, X_SHARED,
     X_UPGRADE,
 )
+from fastmesh.core.io.upstream cimport upstream_left
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
     K_H2_FLOODS_UPSTREAM, K_H2_GOAWAYS_RECEIVED_UPSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_REFUSED_UPSTREAM,
@@ -83,10 +84,11 @@ cdef inline void _fail_waiting(Worker *w, H2Conn *h, int reason) noexcept nogil:
 
 
 cdef inline void _destroy(Worker *w, H2Conn *h) noexcept nogil:
+    cdef Upstream *u = h.upstream
     _out_of_pool(h)
     _fail_waiting(w, h, R_UPSTREAM_CLOSED)
-    h.upstream.nconns -= 1
     h2_conn_free(w, h)
+    upstream_left(u)
 
 
 cdef inline void _close(Worker *w, H2Conn *h) noexcept nogil:

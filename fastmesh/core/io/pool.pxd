@@ -5,7 +5,6 @@
 # new one), so nothing ever waits behind another request.
 
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport free
 
 from fastmesh.core.base.list cimport Node, list_empty, list_remove
 from fastmesh.core.base.reason cimport R_NO_MEMORY
@@ -19,7 +18,7 @@ from fastmesh.core.io.state cimport (
     C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker, X_FRESH,
     X_EXTENDED, X_GRPC, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
-from fastmesh.core.sys.openssl cimport SSL_SESSION_free
+from fastmesh.core.io.upstream cimport upstream_left
 from fastmesh.core.sys.posix cimport EAGAIN, MSG_PEEK, c_recv, errno
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED
 from fastmesh.core.traffic.snapshot cimport SVC_HTTP1, SVC_HTTP2, TLS_NONE
@@ -155,6 +154,7 @@ cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
     u.refs -= 1
     if u.refs > 0:
         return
+    u.nconns += 1                                # it stays until all is closed that is idle
     while not list_empty(&u.idle):
         w.row.counters[K_RETIRED_REPLACED] += 1
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
@@ -163,9 +163,5 @@ cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
         h2_client_retire(w, h2_conn_of_pooled(u.h2.next))
     while not list_empty(&u.dialling):
         dialling_close(w, dialling_of_all(u.dialling.next))     # for nobody in particular
-    # Connections in flight hold their exchange, that its snapshot, and that a reference here: none is left.
-    list_remove(&u.all)
-    if u.session != NULL:
-        SSL_SESSION_free(u.session)
-    free(u.key)
-    free(u)
+    # Connections in flight hold their exchange, that its snapshot, and that a reference here: what is left lingers.
+    upstream_left(u)

@@ -1,7 +1,9 @@
 # How a connection to an endpoint is begun: its socket, and TLS on it.
 
 from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport free
 
+from fastmesh.core.base.list cimport list_remove
 from fastmesh.core.base.reason cimport (
     R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_NO_MEMORY, R_OVERLOADED,
     R_UPSTREAM_TLS_HANDSHAKE,
@@ -12,7 +14,7 @@ from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.state cimport (
     C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Upstream, Worker,
 )
-from fastmesh.core.sys.openssl cimport SSL_CTX
+from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
 from fastmesh.core.sys.posix cimport (
     AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
     IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, TCP_NODELAY, c_close, c_connect,
@@ -24,6 +26,19 @@ from fastmesh.core.wire.tls cimport tls_open
 
 cdef enum:
     HANDSHAKE_MS = 5000
+
+
+cdef inline void upstream_left(Upstream *u) noexcept nogil:
+    """One of its connections is closed. It goes with the last, when no snapshot names it any more: what has said its
+    last word still lingers then, and TLS looks at `session`."""
+    u.nconns -= 1
+    if u.nconns > 0 or u.refs > 0:
+        return
+    list_remove(&u.all)
+    if u.session != NULL:
+        SSL_SESSION_free(u.session)
+    free(u.key)
+    free(u)
 
 
 cdef inline int connect_reason(int err) noexcept nogil:
