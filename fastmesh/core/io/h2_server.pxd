@@ -41,7 +41,7 @@ from fastmesh.core.traffic.counters cimport (
     K_H2_FLOODS_DOWNSTREAM, K_H2_GOAWAYS_RECEIVED_DOWNSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_REFUSED_DOWNSTREAM,
     K_H2_RESETS_RECEIVED_DOWNSTREAM, K_H2_RESETS_SENT_DOWNSTREAM,
 )
-from fastmesh.core.wire.http2_receive cimport h2_receive
+from fastmesh.core.wire.http2_receive cimport h2_block_of, h2_receive
 from fastmesh.core.wire.http2_send cimport h2_reset, h2_reset_behind, h2_respond
 from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2Hooks, H2Stream, H2_CANCEL, H2_INTERNAL_ERROR, H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_SERVER,
@@ -244,6 +244,7 @@ cdef inline void _fail(Worker *w, H2Conn *h, int reason) noexcept nogil:
 
 cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     cdef H2Conn *h = <H2Conn *>c.owner
+    cdef uint32_t block
     cdef int r
     if h.state == H2_DISCARD:
         if not h2_conn_discards(w, h, n):
@@ -255,9 +256,10 @@ cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     if r < 0:
         _fail(w, h, -r)
         return n
-    if h.h2.scan.block:
-        if not h.heading:
-            h.heading = 1
+    block = h2_block_of(&h.h2) if h.state != H2_DISCARD else 0
+    if block:
+        if h.heading != block:
+            h.heading = block
             conn_deadline(w, c, h.client.listener.conf.header_timeout_ms)
     elif h.heading or h.pinged:
         h.heading = 0

@@ -349,8 +349,8 @@ cdef struct H2Conn:               # a connection that speaks HTTP/2, in either r
     uint32_t ping_ms              # without a sign of the peer for so long, while there are streams: ask; 0: never
     uint32_t ping_timeout_ms
     uint32_t discarded            # bytes thrown away after the end
+    uint32_t heading              # the stream whose head is not whole: its clock runs; 0: none
     uint8_t state                 # enum H2State
-    uint8_t heading               # the clock of a head that is not whole runs
     uint8_t pinged                # the clock of an answer to a PING runs
 
 cdef enum H2State:

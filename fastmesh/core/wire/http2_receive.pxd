@@ -12,11 +12,12 @@ from fastmesh.core.base.reason cimport (
     R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
 )
 from fastmesh.core.sys.nghttp2 cimport (
-    NGHTTP2_DATA, NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_FLOODED,
-    NGHTTP2_ERR_NOMEM, NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_FLAG_PADDED,
-    NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_PING, NGHTTP2_PROTOCOL_ERROR,
-    NGHTTP2_REFUSED_STREAM, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, nghttp2_frame, nghttp2_session,
-    nghttp2_session_mem_recv, nghttp2_session_set_stream_user_data, nghttp2_submit_rst_stream,
+    NGHTTP2_CONTINUATION, NGHTTP2_DATA, NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_CALLBACK_FAILURE,
+    NGHTTP2_ERR_FLOODED, NGHTTP2_ERR_NOMEM, NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE,
+    NGHTTP2_FLAG_PADDED, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_PING,
+    NGHTTP2_PROTOCOL_ERROR, NGHTTP2_REFUSED_STREAM, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, nghttp2_frame,
+    nghttp2_session, nghttp2_session_mem_recv, nghttp2_session_set_stream_user_data,
+    nghttp2_submit_rst_stream,
 )
 from fastmesh.core.wire.http2_flow cimport h2_arrived, h2_give, h2_measured
 from fastmesh.core.wire.http2_head cimport (
@@ -270,6 +271,14 @@ cdef inline int h2_stream_closed(nghttp2_session *session, int32_t id, uint32_t 
     h2_give(h)
     h.hooks.closed(h, s, code, by_peer)
     return 0
+
+
+cdef inline uint32_t h2_block_of(H2 *h) noexcept nogil:
+    """The stream whose header block is under way: a frame of it is not whole or not the last. 0: there is none."""
+    cdef uint8_t *p = h.scan.head
+    if h.scan.block == 0 and (h.scan.left == 0 or p[3] != NGHTTP2_HEADERS and p[3] != NGHTTP2_CONTINUATION):
+        return 0
+    return (<uint32_t>p[5] & 0x7F) << 24 | <uint32_t>p[6] << 16 | <uint32_t>p[7] << 8 | p[8]
 
 
 # ---- bytes -------------------------------------------------------------------------------------------
