@@ -7,7 +7,7 @@
 #   make debug | asan        the suite on the build with assertions | with the sanitizers too
 #   make bench [ARGS=...]    the measurements against nginx, HAProxy, nghttpx and Envoy
 #   make check               format, lint, types, floors, Cython's hints
-#   make fuzz [SECONDS=600]  coverage-guided fuzzing of the HTTP/1 codec
+#   make fuzz [SECONDS=600] [TARGET=all]  coverage-guided fuzzing: http1, http2, translation between them
 #   make clean
 
 SHELL := /bin/bash
@@ -46,7 +46,7 @@ check: .venv/done
 
 fuzz: .venv/done
 	scripts/debian-packages clang=clang libclang-rt-14-dev
-	tests/fuzz/run $(or $(SECONDS),600)
+	tests/fuzz/run $(or $(TARGET),all) $(or $(SECONDS),600)
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/{floor,stream_serve,stream_load}
