@@ -294,10 +294,12 @@ cdef inline void exchange_play(Worker *w, Exchange *x) noexcept nogil:
 
 cdef inline bint _keep_body(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
     """False: it is not kept, and was to be sent later."""
-    if not x.flags & (X_PARKED | X_EXTENDED) and x.kept.body.bytes + n > REPLAY_MAX:
+    # From stream to stream a tunnel's bytes are sent at once, and kept for another try only.
+    cdef bint must = x.flags & X_PARKED or x.flags & X_EXTENDED and not (x.flags & X_SHARED and x.version == 20)
+    if not must and x.kept.body.bytes + n > REPLAY_MAX:
         kept_drop(&w.pool, &x.kept)             # what is longer cannot be repeated
         return True
-    return kept_body(&w.pool, &x.kept, p, n) or not x.flags & (X_PARKED | X_EXTENDED)
+    return kept_body(&w.pool, &x.kept, p, n) or not must
 
 
 cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:

@@ -16,7 +16,8 @@ from fastmesh.core.base.reason cimport (
 from fastmesh.core.base.timer cimport Timer
 from fastmesh.core.io.connection cimport conn_dirty, conn_timeout
 from fastmesh.core.io.exchange cimport (
-    exchange_byte_seen, exchange_dial_again, exchange_play, exchange_response_data, exchange_response_end, exchange_response_head,
+    exchange_byte_seen, exchange_dial_again, exchange_drop_kept, exchange_play, exchange_response_data,
+    exchange_response_end, exchange_response_head,
     exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.forwarded cimport forwarded_fields
@@ -187,7 +188,10 @@ cdef inline void _head(H2 *h2, H2Stream *s, Message *m, bint end) noexcept nogil
         exchange_response_head(w, x, m)
         return
     h2_end_timeout(w, e, x.conf.stream_idle_timeout_ms)
-    if exchange_response_head(w, x, m) >= 0 and end:
+    if exchange_response_head(w, x, m) < 0:
+        return
+    exchange_drop_kept(w, x)                     # also that of an upgrade: the client has its answer
+    if end:
         _complete(w, e, x, NULL)
 
 
