@@ -10,7 +10,8 @@ from fastmesh.core.wire.base64 cimport (
 )
 from fastmesh.core.wire.grpc cimport (
     GRPC_CALL, GRPC_ERROR_LINES, GRPC_MESSAGE_MAX, GRPC_NOT, GRPC_STATUS_LINES, GRPC_WEB, GRPC_WEB_TEXT,
-    grpc_content_type, grpc_deadline, grpc_error, grpc_kind, grpc_of_http, grpc_percent, grpc_status_lines, grpc_timeout,
+    grpc_content_type, grpc_deadline, grpc_error, grpc_kind, grpc_of_http, grpc_of_reset, grpc_percent,
+    grpc_status_lines, grpc_timeout,
 )
 from fastmesh.core.wire.grpc_web cimport (
     GWEB_ANSWER, GWEB_CONTENT_TYPE_MAX, GWEB_DONE, GWEB_ERROR_MAX, GWEB_PASS, GWEB_TEXT_IN, GWEB_TEXT_OUT, GWEB_TOLD,
@@ -119,6 +120,10 @@ def deadline(bytes head):
 
 def of_http(int status):
     return grpc_of_http(status)
+
+
+def of_reset(unsigned int code):
+    return grpc_of_reset(code)
 
 
 def percent(bytes text, size_t room):

@@ -147,6 +147,12 @@ def test_http_statuses_follow_the_mapping() -> None:
         assert _grpc.of_http(status) == mapped.get(status, 2), status
 
 
+def test_codes_of_resets_follow_the_mapping() -> None:
+    mapped = {7: 14, 8: 1, 11: 8, 12: 7}
+    for code in [*range(20), 2**32 - 1]:
+        assert _grpc.of_reset(code) == mapped.get(code, 13), code
+
+
 # What gRPC callers are told; every reason is in exactly one of them.
 TOLD = {
     1: {"downstream_closed", "downstream_reset"},

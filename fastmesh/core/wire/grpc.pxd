@@ -4,7 +4,7 @@
 # Names and values are those of PROTOCOL-HTTP2.md, http-grpc-status-mapping.md and statuscodes.md of the gRPC project.
 # Which gRPC status an error of our own has is in the table of reasons (base/reason).
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from fastmesh.core.wire.http1_meaning cimport http1_same
 from fastmesh.core.wire.http1_scan cimport fm_scan_token, http1_equal
@@ -18,8 +18,10 @@ cdef enum:  # GrpcKind
 
 cdef enum:  # GrpcStatus, of them those that a proxy gives
     GRPC_OK = 0
+    GRPC_CANCELLED = 1
     GRPC_UNKNOWN = 2
     GRPC_PERMISSION_DENIED = 7
+    GRPC_RESOURCE_EXHAUSTED = 8
     GRPC_UNIMPLEMENTED = 12
     GRPC_INTERNAL = 13
     GRPC_UNAVAILABLE = 14
@@ -172,6 +174,19 @@ cdef inline int grpc_of_http(int status) noexcept nogil:
     if status == 429 or status == 502 or status == 503 or status == 504:
         return GRPC_UNAVAILABLE
     return GRPC_UNKNOWN
+
+
+cdef inline int grpc_of_reset(uint32_t code) noexcept nogil:
+    """The gRPC status of a stream that was reset with this code of RFC 9113 7 (PROTOCOL-HTTP2.md, Errors)."""
+    if code == 7:                  # REFUSED_STREAM
+        return GRPC_UNAVAILABLE
+    if code == 8:                  # CANCEL
+        return GRPC_CANCELLED
+    if code == 11:                 # ENHANCE_YOUR_CALM
+        return GRPC_RESOURCE_EXHAUSTED
+    if code == 12:                 # INADEQUATE_SECURITY
+        return GRPC_PERMISSION_DENIED
+    return GRPC_INTERNAL
 
 
 # ---------------------------------------------------------------- our own errors

@@ -218,6 +218,11 @@ cdef inline int grpc_web_trailers_only(GrpcWeb *g, const Message *m, char *out) 
     return _trailers(g, m, True, out)
 
 
+cdef inline bint grpc_web_may_tell(const GrpcWeb *g) noexcept nogil:
+    """Is the client between two messages, and has had no status: can an error still be told?"""
+    return not g.flags & (GWEB_PASS | GWEB_DONE | GWEB_TOLD) and g.left == 0 and g.prefix == 0
+
+
 cdef inline int grpc_web_error(GrpcWeb *g, int status, const char *text, size_t n, char *out) noexcept nogil:
     """A frame of our own, at most GWEB_ERROR_MAX bytes: the gRPC status of a reason, and what is the matter.
 
@@ -228,7 +233,7 @@ cdef inline int grpc_web_error(GrpcWeb *g, int status, const char *text, size_t 
     cdef char lines[GRPC_STATUS_LINES + GRPC_MESSAGE_MAX]
     cdef char *p
     cdef size_t k
-    if g.flags & (GWEB_PASS | GWEB_DONE | GWEB_TOLD) or g.left or g.prefix:
+    if not grpc_web_may_tell(g):
         return -R_UPSTREAM_TRUNCATED
     k = grpc_status_lines(lines, sizeof(lines), status, text, n)
     p = _lines_at(g, out, k)

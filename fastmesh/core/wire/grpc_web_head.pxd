@@ -64,13 +64,15 @@ cdef inline size_t _retype(const Message *m, int field, const char *kind, size_t
     _move(&to.scheme, behind, by)
     _move(&to.reason, behind, by)
     _move(&to.upgrade, behind, by)
+    _move(&to.protocol, behind, by)
     return to.head_len
 
 
 cdef inline void _unframed(Message *to) noexcept nogil:
-    """The length of its body is another now, and not known."""
+    """There is a body whose length is another now, and not known."""
     cdef int i
     to.framing = FRAMING_CHUNKED
+    to.whole = 0
     to.length = LENGTH_UNKNOWN
     for i in range(to.nfields):
         if to.fields[i].id == F_CONTENT_LENGTH:
