@@ -12,6 +12,8 @@
 # Another try is made (a) when the connection could not be made, or a reused one had ended or spoken unasked
 # before anything of the request left, whatever the request: nothing of it was sent; (b) when a reused connection
 # died without a byte of answer and the request is still here whole, once and on a fresh connection.
+#
+# Between the ends of a gRPC-Web call stands the bridge (io/grpc_web).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -19,7 +21,7 @@ from libc.string cimport memset
 from fastmesh.core.base.buffer cimport Buf, buf_drop
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_NOT_ALLOWED, R_DEADLINE, R_DENIED, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
+    R_BAD_GRPC_WEB, R_CONNECT_NOT_ALLOWED, R_DEADLINE, R_DENIED, R_HEAD_TOO_LARGE, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
     R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.shared cimport Shared, shared_put, shared_ref
@@ -27,6 +29,9 @@ from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.account cimport account, exchange_keep_log
 from fastmesh.core.io.answer cimport answer, answer_behind
+from fastmesh.core.io.grpc_web cimport (
+    web_end_with, web_request_data, web_request_head, web_response_data, web_response_end, web_response_head,
+)
 from fastmesh.core.io.kept cimport kept_body, kept_drop, kept_trailers, message_copy, message_of
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
@@ -44,6 +49,8 @@ from fastmesh.core.traffic.counters cimport (
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF
 from fastmesh.core.wire.grpc cimport GRPC_CALL, grpc_content_type, grpc_deadline
+from fastmesh.core.wire.grpc_web cimport GWEB_ANSWER, GWEB_TEXT_IN, grpc_web_may_tell, grpc_web_request_end
+from fastmesh.core.wire.grpc_web_head cimport grpc_web_begin
 from fastmesh.core.wire.message cimport (
     MSG_HTTP10, MSG_HTTP2, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_POST, M_PUT, M_TRACE,
     Message,
@@ -109,24 +116,40 @@ cdef inline void exchange_cut(Worker *w, Exchange *x, int reason) noexcept nogil
     down.ops.abort(w, down, reason, code)
 
 
+cdef inline bint _can_be_told(Worker *w, const Exchange *x, int reason) noexcept nogil:
+    """Is there a way left to tell the client of `reason`? That of a gRPC-Web call can be told in the middle of an answer
+    too, and what a reset of the endpoint's means."""
+    cdef bint begun = x.flags & X_HEAD_SENT != 0
+    if w.reasons[reason].status == 0 or w.reasons[reason].side == SIDE_DOWNSTREAM and w.reasons[reason].status == 499:
+        return False
+    if fm_unlikely(x.web.flags):
+        return not begun or x.web.flags & GWEB_ANSWER and grpc_web_may_tell(&x.web)
+    return not begun and not (x.reset and x.flags & X_GRPC)
+
+
 cdef inline void exchange_fail(Worker *w, Exchange *x, int reason) noexcept nogil:
     """The exchange cannot go well any more: answer if nothing has been answered yet, cut otherwise. Ends it."""
     cdef End *up = x.up
+    cdef bint begun = x.flags & X_HEAD_SENT != 0
+    cdef int r
     if not x.reason:
         x.reason = <uint16_t>reason
-    if x.flags & X_HEAD_SENT or w.reasons[reason].status == 0 or w.reasons[reason].side == SIDE_DOWNSTREAM and (
-            w.reasons[reason].status == 499) or x.reset and x.flags & X_GRPC:
+    if not _can_be_told(w, x, reason):
         exchange_cut(w, x, reason)
         return
     if up != NULL:
         x.up = NULL
         up.ex = NULL
         up.ops.abort(w, up, reason, 0)
-    x.status = w.reasons[reason].status
     x.flags |= X_FAILING | X_HEAD_SENT
-    if x.service != NULL:
-        x.service.row.counters[S_LOCAL] += 1
-    if answer(w, x.down, x, reason) < 0:
+    if begun:
+        r = web_end_with(w, x, reason)
+    else:
+        x.status = w.reasons[reason].status
+        if x.service != NULL:
+            x.service.row.counters[S_LOCAL] += 1
+        r = answer(w, x.down, x, reason)
+    if r < 0:
         exchange_cut(w, x, reason)
     else:
         exchange_end(w, x)
@@ -139,7 +162,7 @@ cdef inline void _too_late(void *worker, Timer *t) noexcept nogil:
     cdef Worker *w = <Worker *>worker
     cdef Exchange *x = <Exchange *>(<char *>t - <size_t>&(<Exchange *>NULL).deadline)
     cdef End *up = x.up
-    if not x.flags & X_HEAD_SENT or x.flags & X_RESP_DONE or x.version != 20:
+    if not x.flags & X_HEAD_SENT or x.flags & X_RESP_DONE or x.version != 20 or x.web.flags:
         exchange_fail(w, x, R_DEADLINE)
         return
     x.reason = R_DEADLINE
@@ -154,12 +177,14 @@ cdef inline void _too_late(void *worker, Timer *t) noexcept nogil:
 
 
 cdef inline void _call(Worker *w, Exchange *x, const Message *m) noexcept nogil:
-    """A POST: is it a gRPC call? Then the time that its caller gives it runs from here."""
+    """A POST: is it a gRPC call, or to become one? Then the time that its caller gives it runs from here."""
     cdef size_t at
     cdef size_t n
     cdef uint64_t us
     cdef int field
-    if grpc_content_type(m, &field, &at, &n) != GRPC_CALL:
+    if fm_unlikely(x.conf.grpc_web) and grpc_web_begin(&x.web, m):
+        pass
+    elif grpc_content_type(m, &field, &at, &n) != GRPC_CALL:
         return
     x.flags |= X_GRPC
     if grpc_deadline(m, &us) > 0:
@@ -228,6 +253,11 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
             return
     elif m.flags & MSG_UPGRADE:
         x.flags |= X_UPGRADE
+    if fm_unlikely(x.web.flags):
+        m = web_request_head(w, x, m)           # rules have seen what the client sent
+        if m == NULL:
+            exchange_fail(w, x, R_HEAD_TOO_LARGE)
+            return
     x.endpoint = balance(x.service)
     if x.endpoint == NULL:
         exchange_fail(w, x, R_NO_ENDPOINT)
@@ -302,11 +332,9 @@ cdef inline bint _keep_body(Worker *w, Exchange *x, const char *p, size_t n) noe
     return kept_body(&w.pool, &x.kept, p, n) or not must
 
 
-cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
-    """Body bytes of the request. 0; 1: taken, but wait for `resume`; -1: the exchange has ended."""
-    cdef End *down = x.down
+cdef inline int _request_data(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
+    """Body bytes as the endpoint gets them."""
     cdef int r
-    x.bytes_in += n
     if x.kept.head != NULL and fm_unlikely(not _keep_body(w, x, p, n)):
         exchange_fail(w, x, R_NO_MEMORY)
         return -1
@@ -319,9 +347,38 @@ cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, siz
     return r
 
 
+cdef inline int _request_text(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
+    """Body bytes of a gRPC-Web call in base64."""
+    cdef size_t plain
+    cdef int full = 0
+    cdef int r
+    while n > 0:
+        r = web_request_data(w, x, &p, &n, &plain)
+        if fm_unlikely(r < 0):
+            exchange_downstream_failed(w, x, -r)
+            return -1
+        if plain > 0:
+            r = _request_data(w, x, w.alt_text, plain)
+            if r < 0:
+                return r
+            full |= r
+    return full
+
+
+cdef inline int exchange_request_data(Worker *w, Exchange *x, const char *p, size_t n) noexcept nogil:
+    """Body bytes of the request. 0; 1: taken, but wait for `resume`; -1: the exchange has ended."""
+    x.bytes_in += n
+    if fm_unlikely(x.web.flags & GWEB_TEXT_IN):
+        return _request_text(w, x, p, n)
+    return _request_data(w, x, p, n)
+
+
 cdef inline void exchange_request_end(Worker *w, Exchange *x, Message *trailers) noexcept nogil:
     """The request is complete."""
     cdef int r
+    if fm_unlikely(x.web.flags & GWEB_TEXT_IN) and grpc_web_request_end(&x.web) < 0:
+        exchange_downstream_failed(w, x, R_BAD_GRPC_WEB)
+        return
     x.flags |= X_REQ_DONE
     if x.kept.head != NULL and not kept_trailers(&w.pool, &x.kept, trailers) and x.flags & X_PARKED:
         exchange_fail(w, x, R_NO_MEMORY)
@@ -363,7 +420,7 @@ cdef inline int exchange_response_head(Worker *w, Exchange *x, Message *m) noexc
         x.status = m.status
     elif x.version == 10:
         return 0                                # RFC 9110 15.2: no 1xx to an HTTP/1.0 client
-    r = x.down.ops.head(w, x.down, m)
+    r = web_response_head(w, x, m) if fm_unlikely(x.web.flags) else x.down.ops.head(w, x.down, m)
     if fm_unlikely(r < 0):
         exchange_cut(w, x, -r)
         return -1
@@ -374,7 +431,7 @@ cdef inline int exchange_response_data(Worker *w, Exchange *x, const char *p, si
     """Body bytes of the response. 0; 1: taken, but wait for `resume`; -1: the exchange has ended."""
     cdef int r
     x.bytes_out += n
-    r = x.down.ops.data(w, x.down, p, n)
+    r = web_response_data(w, x, p, n) if fm_unlikely(x.web.flags) else x.down.ops.data(w, x.down, p, n)
     if fm_unlikely(r < 0):
         exchange_cut(w, x, -r)
         return -1
@@ -386,7 +443,7 @@ cdef inline void exchange_response_end(Worker *w, Exchange *x, Message *trailers
     (`keep_alive`) gets the rest of it; for one that does not, the exchange is over."""
     cdef int r
     x.flags |= X_RESP_DONE
-    r = x.down.ops.finish(w, x.down, trailers)
+    r = web_response_end(w, x, trailers) if fm_unlikely(x.web.flags) else x.down.ops.finish(w, x.down, trailers)
     if fm_unlikely(r < 0):
         exchange_cut(w, x, -r)
     elif x.flags & X_REQ_DONE or not keep_alive or r > 0:

@@ -31,8 +31,8 @@ from fastmesh.core.io.listener cimport (
 )
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
-    Conn, Dialling, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH, LINES_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel,
-    Upstream, WIRE_SCRATCH, Worker,
+    ALT_SCRATCH, Conn, Dialling, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH,
+    LINES_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
 from fastmesh.core.io.pool cimport dial, pool_drain, pool_drop
@@ -121,7 +121,8 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     w.plain = <char *>malloc(INPUT_SCRATCH)
     w.wire = <char *>malloc(WIRE_SCRATCH)
     w.lines = <char *>malloc(LINES_SCRATCH)
-    if w.input == NULL or w.plain == NULL or w.wire == NULL or w.lines == NULL:
+    w.alt_text = <char *>malloc(ALT_SCRATCH)
+    if w.input == NULL or w.plain == NULL or w.wire == NULL or w.lines == NULL or w.alt_text == NULL:
         return -1
     if tls_engine_init(&w.tls, w.wire, WIRE_SCRATCH) != 0:
         return -1
@@ -256,10 +257,12 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
     free(w.plain)
     free(w.wire)
     free(w.lines)
+    free(w.alt_text)
     w.input = NULL
     w.plain = NULL
     w.wire = NULL
     w.lines = NULL
+    w.alt_text = NULL
     if w.ep >= 0:
         c_close(w.ep)
         w.ep = -1

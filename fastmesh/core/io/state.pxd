@@ -32,6 +32,7 @@ from fastmesh.core.traffic.counters cimport AreaHeader, Ring, ServiceRow, Worker
 from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
+from fastmesh.core.wire.grpc_web cimport GrpcWeb
 from fastmesh.core.wire.http1_chunked cimport Http1Chunked
 from fastmesh.core.wire.http2_state cimport H2, H2Hooks, H2Stream
 from fastmesh.core.wire.message cimport Message
@@ -41,6 +42,7 @@ cdef enum:
     INPUT_SCRATCH = 65536         # most bytes taken from a socket in one call
     WIRE_SCRATCH = 98304          # ciphertext of one flush: 80 KiB and its records' overhead
     LINES_SCRATCH = 147456        # the fields of two heads, and what a proxy adds
+    ALT_SCRATCH = 73728           # a head of the greatest size with another line in it
     TX_HIGH = 98304               # queued bytes at which the source is told to stop ...
     TX_LOW = 32768                # ... and below which it is told to go on
     REPLAY_MAX = 65536            # bytes of a request kept for another try
@@ -219,6 +221,7 @@ cdef struct Exchange:
     uint8_t framing               # of the request: enum Framing
     uint8_t secure                # the client came with TLS
     Peer *peer                    # the client: memory of the downstream end
+    GrpcWeb web                   # its flags are 0: not gRPC-Web
 
 cdef struct Flow:
     Conn *src
@@ -468,6 +471,7 @@ cdef struct Worker:
     char *plain                   # INPUT_SCRATCH bytes: what TLS decrypts into
     char *wire                    # WIRE_SCRATCH bytes
     char *lines                   # LINES_SCRATCH bytes: field lines on their way into a head
+    char *alt_text                # ALT_SCRATCH bytes: what the gRPC-Web bridge writes, until it is passed on
     Buf *handoff                  # the Buf that the bytes given to on_input fill: it may be taken
     int pipes[64]                 # 2 * PIPES_KEPT: free pipes
     int npipes
@@ -487,4 +491,5 @@ cdef struct Worker:
     ReasonInfo reasons[96]        # R_COUNT of them
     Message msg                   # what a parser fills
     Message answer                # what our own answers are parsed into
+    Message alt                   # a head as the gRPC-Web bridge passes it on, in `alt_text`
     epoll_event events[64]        # TURN_EVENTS
