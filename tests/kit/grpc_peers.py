@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import select
 import shutil
 import subprocess
@@ -42,6 +43,7 @@ class Peer:
 
     def __init__(self, directory: Path, language: str, role: str, *arguments: str) -> None:
         self.language = language
+        self._heard = b""
         self.path = directory / f"{language}-{role}-{free_port()}.stderr"
         env = bare() | {"PYTHONPATH": str(KIT.parent), "FASTMESH_TEST_PATIENCE": str(PATIENCE)}
         with self.path.open("wb") as stderr:
@@ -61,12 +63,15 @@ class Peer:
     def hear(self) -> Any:
         """The next line that it says."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], 4 * DEADLINE)
-        line = self.process.stdout.readline() if ready else b""
-        if not line:
-            # What it may yet say would be taken for the answer to something else.
-            self.process.kill()
-            raise AssertionError(f"{self.process.args} says nothing:\n{self.stderr()}")
+        while b"\n" not in self._heard:
+            ready, _, _ = select.select([self.process.stdout], [], [], 4 * DEADLINE)
+            more = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
+            if not more:
+                # What it may yet say would be taken for the answer to something else.
+                self.process.kill()
+                raise AssertionError(f"{self.process.args} says nothing:\n{self.stderr()}")
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
         return json.loads(line)
 
     def stderr(self) -> str:

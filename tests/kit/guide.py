@@ -84,7 +84,7 @@ class Shell:
             4 * DEADLINE,
         )
         assert done.exists(), f"{commands} failed:\n{out.read_text()}{self.text()}"
-        return out.read_text()
+        return out.read_text(errors="replace")
 
 
 @contextlib.contextmanager
