@@ -15,6 +15,7 @@ from fastmesh.config.loader import loads
 GUIDES = {
     "README.md",
     "docs/authorization.md",
+    "docs/grpc.md",
     "docs/guide-first-mesh.md",
     "docs/http2.md",
     "docs/identity.md",
@@ -59,8 +60,9 @@ def test_smallest_mesh(tmp_path: Path) -> None:
 
 
 def listens(port: int) -> bool:
-    """Whether something listens on a port of this host (proc(5): /proc/net/tcp)."""
-    return f":{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text()
+    """Whether something listens on a port of this host (proc(5): /proc/net/tcp, and tcp6 for both)."""
+    tables = (Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
+    return any(re.search(f":{port:04X} 0+:0000 0A", table) for table in tables)
 
 
 def test_first_mesh(tmp_path: Path) -> None:
@@ -138,6 +140,21 @@ def test_http2(tmp_path: Path) -> None:
         assert bash.run(check) == "http2.yaml: ok (1 listener, 2 services)\n"
         spoken = [line for line in bash.run(explain).splitlines() if line.startswith("upstream ")]
     assert spoken == ["upstream   HTTP/1.1", "upstream   HTTP/2"]
+
+
+def test_grpc(tmp_path: Path) -> None:
+    guide = Guide("docs/grpc.md")
+    service, edge, call, stream, gone = guide.blocks()
+    with shell(tmp_path) as bash:
+        bash.run(service)
+        wait_until(lambda: listens(guide.ports["50051"]), "the service")
+        bash.run(edge)
+        for block, shown in zip((call, stream), guide.blocks("text"), strict=True):
+            seen = bash.run(block).splitlines()
+            for line in shown.splitlines():  # behind the bytes in front of its message
+                assert any(one.endswith(line) for one in seen), seen
+        assert "x-fastmesh-reason: connect_refused" in bash.run(gone)
+        bash.run("kill %2")
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from kit.guide import PAGES, ROOT, blocks
 # with (make, pip), and what `make build` leaves.
 BASE = {
     *[
+        "base64",
         "cat",
         "cd",
         "cp",
