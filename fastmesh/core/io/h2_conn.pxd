@@ -20,10 +20,9 @@ from fastmesh.core.io.connection cimport (
 from fastmesh.core.io.connection_output cimport body_taken
 from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS
 from fastmesh.core.io.state cimport (
-    C_EOF_TOLD, C_LINGER, C_TX_HIGH, Conn, E_GONE, E_OUT_DONE, E_WANTS_DRAIN, End, EndOps, H2Conn, H2End,
+    C_EOF_TOLD, C_LINGER, Conn, E_GONE, E_OUT_DONE, End, EndOps, H2Conn, H2End,
     H2_DISCARD, H2_LEAVING, H2_LEFT, H2_OPEN, LINGER_BYTES, TX_HIGH, Worker,
 )
-from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
     G_H2_DOWNSTREAM, G_H2_UPSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_PINGS_DOWNSTREAM,
     K_H2_PINGS_UPSTREAM, K_H2_RESETS_SENT_DOWNSTREAM, K_H2_RESETS_SENT_UPSTREAM, K_H2_STREAMS_DOWNSTREAM,
@@ -289,12 +288,3 @@ cdef inline void h2_end_resume(Worker *w, End *end) noexcept nogil:
 cdef inline Conn *h2_end_none(Worker *w, End *end) noexcept nogil:
     """Its connection carries others too: nobody gets the bytes as they are."""
     return NULL
-
-
-cdef inline int h2_end_head_queued(Worker *w, H2End *e) noexcept nogil:
-    """An interim head was queued; they are not bounded by windows. 1: stop until the connection has drained."""
-    if fm_unlikely(e.on.conn.tx.bytes >= TX_HIGH):
-        e.flags |= E_WANTS_DRAIN
-        e.on.conn.flags |= C_TX_HIGH
-        return 1
-    return 0

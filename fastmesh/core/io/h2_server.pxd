@@ -7,7 +7,7 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from fastmesh.core.base.list cimport Node, list_empty
+from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.reason cimport (
     R_BODY_TIMEOUT, R_DEADLINE, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT,
     SIDE_DOWNSTREAM,
@@ -28,7 +28,7 @@ from fastmesh.core.io.exchange cimport (
 from fastmesh.core.io.h2_conn cimport (
     h2_conn_discards, h2_conn_end, h2_conn_free, h2_conn_leave, h2_conn_left, h2_conn_new, h2_conn_pack,
     h2_conn_silent, h2_conn_wake, h2_conn_watch, h2_end_backlog, h2_end_data, h2_end_drop, h2_end_finish,
-    h2_end_free, h2_end_head_queued, h2_end_new, h2_end_none, h2_end_of, h2_end_of_node, h2_end_resume,
+    h2_end_free, h2_end_new, h2_end_none, h2_end_of, h2_end_of_node, h2_end_resume,
     h2_end_timeout, h2_end_took,
 )
 from fastmesh.core.io.state cimport (
@@ -296,18 +296,7 @@ cdef inline void _error(Worker *w, Conn *c, int reason) noexcept nogil:
 
 
 cdef inline void _drained(Worker *w, Conn *c) noexcept nogil:
-    cdef H2Conn *h = <H2Conn *>c.owner
-    cdef Node *n = h.streams.next
-    cdef Node *following
-    cdef H2End *e
-    while n != &h.streams:
-        following = n.next
-        e = h2_end_of_node(n)
-        if e.flags & E_WANTS_DRAIN:
-            e.flags &= ~<uint16_t>E_WANTS_DRAIN
-            if e.end.ex != NULL:
-                exchange_writable(w, e.end.ex, True)
-        n = following
+    pass                                        # the codec says which stream may go on (_writable)
 
 
 cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
@@ -378,7 +367,6 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     cdef bint whole = m.status >= 200 and not tunnel and (
         e.flags & E_HEAD_ONLY or m.whole or m.framing == FRAMING_NONE
         or m.framing == FRAMING_LENGTH and m.length == 0 and not m.flags & MSG_HTTP2)
-    cdef int r
     if e.flags & E_GONE:
         return 0
     memset(&extra, 0, sizeof(H2Extra))
@@ -389,10 +377,7 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     h2_end_timeout(w, e, h.client.listener.conf.tcp_idle_timeout_ms if tunnel
                    else h.client.listener.conf.stream_idle_timeout_ms)
     conn_dirty(w, h.conn)
-    r = h2_respond(&h.h2, &e.s, m, &extra, whole)
-    if r < 0 or m.status >= 200:
-        return r
-    return h2_end_head_queued(w, e)
+    return h2_respond(&h.h2, &e.s, m, &extra, whole)
 
 
 cdef inline void _end_release(Worker *w, End *end) noexcept nogil:

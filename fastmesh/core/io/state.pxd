@@ -376,7 +376,6 @@ cdef enum H2EndFlag:
     E_OUT_DONE = 2                # ours has been given to the codec whole
     E_HEAD_ONLY = 4               # the request is HEAD
     E_GONE = 8                    # the codec has forgotten it
-    E_WANTS_DRAIN = 16            # it was told to stop because of the connection
 
 cdef struct Tunnel:               # opaque bytes both ways
     Conn *down

@@ -35,9 +35,10 @@ from fastmesh.core.wire.http2_flow cimport h2_give
 from fastmesh.core.wire.http2_head cimport h2_head_drop
 from fastmesh.core.wire.http2_pace cimport h2_pace, h2_pace_window_credit
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2Extra, H2F_DEAD, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN,
-    H2S_END_OUT, H2S_FIN, H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT,
-    H2_MOVE, H2_OUT_HIGH, H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink,
+    H2, H2Extra, H2F_DEAD, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN, H2S_END_OUT, H2S_FIN,
+    H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT, H2_MOVE, H2_OUT_HIGH,
+    H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink, H2F_GOAWAY_OUT, H2_MOST_INTERIM,
+    H2_OUT_ALL,
 )
 from fastmesh.core.wire.message cimport Message
 
@@ -95,14 +96,23 @@ cdef inline int h2_request(H2 *h, H2Stream *s, const Message *m, const H2Extra *
 
 
 cdef inline int h2_respond(H2 *h, H2Stream *s, const Message *m, const H2Extra *x, bint end) noexcept nogil:
-    """Server: an interim head (1xx), or the one final head: 0 or a reason."""
+    """Server: an interim head (1xx), or the one final head: 0 or a reason; interim also 1: queued, but wait for
+    `writable`, for no window bounds heads."""
     cdef H2Fields f
+    cdef int r
     if h.fault or s.h2 == NULL:
         return -h.fault if h.fault else -R_INTERNAL
     if s.flags & H2S_HEAD_OUT:
         return -R_INTERNAL
     h2_fields_response(&f, m, x)
-    return _h2_queue_head(h, s, &f, False, m.status >= 200, end and m.status >= 200)
+    r = _h2_queue_head(h, s, &f, False, m.status >= 200, end and m.status >= 200)
+    if r < 0 or m.status >= 200:
+        return r
+    s.interim += 1
+    if s.interim < H2_MOST_INTERIM:
+        return 0
+    s.flags |= H2S_FULL
+    return 1
 
 
 cdef inline void _h2_resume(H2 *h, H2Stream *s) noexcept nogil:
@@ -114,8 +124,11 @@ cdef inline void _h2_resume(H2 *h, H2Stream *s) noexcept nogil:
 cdef inline int h2_data(H2 *h, H2Stream *s, const char *p, size_t n, Buf *take) noexcept nogil:
     """Queue body bytes: p[:n], copied, or those of `take`, whose reference passes to the stream.
 
-    0; 1: queued, but wait for `writable`; or a reason (then `take` is dropped too).
+    0; 1: queued, but wait for `writable`; or a reason (then `take` is dropped too). A stream that waits because of what
+    the others hold goes on as soon as its own bytes have left: whoever takes none stalls nobody else.
     """
+    cdef size_t had = s.out.bytes
+    cdef int r = 0
     if h.fault or s.h2 == NULL:
         if take != NULL:
             buf_drop(h.pool, take)
@@ -125,10 +138,13 @@ cdef inline int h2_data(H2 *h, H2Stream *s, const char *p, size_t n, Buf *take) 
             buf_drop(h.pool, take)
         else:
             queue_push(&s.out, take)
-    elif n and queue_copy(h.pool, &s.out, p, n) < 0:
+    elif n:
+        r = queue_copy(h.pool, &s.out, p, n)
+    h.queued += s.out.bytes - had
+    if r < 0:
         return -R_NO_MEMORY
     _h2_resume(h, s)
-    if s.out.bytes >= H2_OUT_HIGH:
+    if s.out.bytes >= H2_OUT_HIGH or h.queued >= H2_OUT_ALL and s.out.bytes > 0:
         s.flags |= H2S_FULL
         return 1
     return 0
@@ -319,8 +335,20 @@ cdef inline int _h2_move(H2 *h, Queue *q, size_t n) noexcept nogil:
     return 0
 
 
+<<<<<<< HEAD
 cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *framehd,
                                size_t length, nghttp2_data_source *source, void *user) noexcept nogil:
+=======
+cdef inline void _h2_go_on(H2 *h, H2Stream *s) noexcept nogil:
+    """Something of `s` has been packed: its source is told to go on, if it waits and enough has left."""
+    if s.flags & H2S_FULL and s.out.bytes <= H2_OUT_LOW and (h.role == H2_CLIENT or s.interim == 0):
+        s.flags &= ~H2S_FULL
+        h.hooks.writable(h, s)
+
+
+cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *framehd, size_t length,
+                               nghttp2_data_source *source, void *user) noexcept nogil:
+>>>>>>> ec6951a (http2: what waits for a client is bounded over all streams of its connection)
     """nghttp2 sends the DATA frame that h2_read_output said."""
     cdef H2 *h = <H2 *>user
     cdef H2Stream *s = h2_find(h, frame.hd.stream_id)
@@ -332,10 +360,9 @@ cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, c
         h2_fail(h, R_NO_MEMORY)
         h.flags |= H2F_LAST_OUT
         return NGHTTP2_ERR_CALLBACK_FAILURE
+    h.queued -= length
     h2_pace_window_credit(h)
-    if s.flags & H2S_FULL and s.out.bytes <= H2_OUT_LOW:
-        s.flags &= ~H2S_FULL
-        h.hooks.writable(h, s)
+    _h2_go_on(h, s)
     return NGHTTP2_ERR_PAUSE if h.tx.bytes >= h.most else 0
 
 
@@ -355,6 +382,9 @@ cdef inline int h2_frame_sent(nghttp2_session *session, const nghttp2_frame *fra
             s.flags |= H2S_END_OUT
             if s.flags & H2S_BEHIND and not s.flags & H2S_END_IN:
                 h2_check(h, nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, s.id, s.behind))
+        elif h.role == H2_SERVER and s.interim:
+            s.interim -= 1
+            _h2_go_on(h, s)
     elif kind == NGHTTP2_RST_STREAM:
         s = h2_find(h, frame.hd.stream_id)
         if s != NULL and not s.flags & H2S_BEHIND and h2_pace(h, H2P_PROVOKED) < 0:

@@ -47,9 +47,11 @@ cdef enum:  # error codes (RFC 9113 7) that owners have use for
 cdef enum:
     H2_OUT_HIGH = 65536       # from here h2_data says: wait
     H2_OUT_LOW = 16384        # from here `writable` follows
+    H2_OUT_ALL = 1048576      # all streams of a connection together: from here h2_data says to each: wait
     H2_MOVE = 1024            # bytes of a Buf from which it is passed on by reference
     H2_MAX_INTERIM = 32       # interim heads of one response
     H2_MAX_ANSWERS = 1024     # acknowledgements and refusals that may wait to be packed
+    H2_MOST_INTERIM = 2       # of a stream that wait to be packed: from here h2_respond says: wait
 
 cdef enum:  # H2.flags
     H2F_PACKED = 1            # the preface has been packed
@@ -151,6 +153,7 @@ cdef struct H2:                   # one connection
     uint64_t now_ms               # set by the owner before every call
     Node streams
     uint32_t open                 # streams in the list
+    size_t queued                 # bytes in the `out` of all streams
     uint32_t max_head
     uint32_t answers              # frames that the peer asked for and that may not be packed yet
     int32_t closing               # the stream whose RST_STREAM of the peer is being worked on
@@ -178,7 +181,7 @@ cdef struct H2Stream:
     int32_t id                    # 0: not opened yet
     uint16_t flags
     uint8_t method                # client: of its request
-    uint8_t interim               # interim heads that came
+    uint8_t interim               # client: interim heads that came; server: that wait to be packed
     Queue out                     # body bytes to be framed
     Buf *trailers                 # field lines to go behind `out`, or NULL
     uint32_t held                 # bytes delivered and not consumed
@@ -225,6 +228,7 @@ cdef inline void h2_unlink(H2 *h, H2Stream *s) noexcept nogil:
     list_remove(&s.node)
     h.open -= 1
     s.h2 = NULL
+    h.queued -= s.out.bytes
     queue_clear(h.pool, &s.out)
     if s.trailers != NULL:
         buf_drop(h.pool, s.trailers)
