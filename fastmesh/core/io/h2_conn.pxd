@@ -28,7 +28,9 @@ from fastmesh.core.traffic.counters cimport (
     K_H2_PINGS_UPSTREAM, K_H2_RESETS_SENT_DOWNSTREAM, K_H2_RESETS_SENT_UPSTREAM, K_H2_STREAMS_DOWNSTREAM,
     K_H2_STREAMS_UPSTREAM,
 )
-from fastmesh.core.wire.http2 cimport h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_ping
+from fastmesh.core.wire.http2 cimport (
+    h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_ping, h2_settings_late, h2_settings_since,
+)
 from fastmesh.core.wire.http2_flow cimport h2_consume
 from fastmesh.core.wire.http2_send cimport h2_data, h2_finish, h2_pack, h2_reset, h2_wants_write
 from fastmesh.core.wire.http2_state cimport H2Hooks, H2Limits, H2_NO_ERROR, H2_SERVER
@@ -38,6 +40,7 @@ cdef enum:
     CONN_WINDOW = 1048576         # bytes that all streams of a connection together may have received and not passed on
     STREAM_WINDOW = 65536
     STREAM_WINDOW_MAX = 262144
+    SETTINGS_MS = 5000            # our settings are to be acknowledged after twice this time
 
 
 cdef inline H2End *h2_end_of(End *e) noexcept nogil:
@@ -65,6 +68,21 @@ cdef inline void _leave(void *worker, Timer *t) noexcept nogil:
     h2_conn_left(<Worker *>worker, h)
 
 
+cdef inline void _agree(void *worker, Timer *t) noexcept nogil:
+    """Are our settings acknowledged? Asked twice: after the first time, what may have come while this process stood
+    still is read."""
+    cdef Worker *w = <Worker *>worker
+    cdef H2Conn *h = <H2Conn *>(<char *>t - <size_t>&(<H2Conn *>NULL).agree)
+    if h.state == H2_DISCARD or h2_settings_since(&h.h2) == 0:
+        return
+    if not h.late:
+        h.late = 1
+        timer_start(&w.wheel, &h.agree, w.now_ms + SETTINGS_MS)
+        return
+    h2_settings_late(&h.h2)
+    conn_dirty(w, h.conn)                        # its flush hears of it
+
+
 cdef inline H2Conn *h2_conn_new(Worker *w, Conn *c, int role, uint32_t max_streams, H2Hooks *hooks) noexcept nogil:
     """Speak HTTP/2 on `c`; its owner and ops stay the caller's to set. NULL without memory."""
     cdef H2Conn *h = <H2Conn *>slab_get(&w.h2s)
@@ -87,6 +105,8 @@ cdef inline H2Conn *h2_conn_new(Worker *w, Conn *c, int role, uint32_t max_strea
     h.conn = c
     list_init(&h.streams)
     timer_init(&h.leave, <TimerFn>_leave)
+    timer_init(&h.agree, <TimerFn>_agree)
+    timer_start(&w.wheel, &h.agree, w.now_ms + SETTINGS_MS)
     h2_count(w, h, G_H2_DOWNSTREAM, G_H2_UPSTREAM)
     conn_dirty(w, c)
     return h
@@ -95,6 +115,7 @@ cdef inline H2Conn *h2_conn_new(Worker *w, Conn *c, int role, uint32_t max_strea
 cdef inline void h2_conn_free(Worker *w, H2Conn *h) noexcept nogil:
     """Close the connection and free the codec. No stream is left."""
     timer_stop(&w.wheel, &h.leave)
+    timer_stop(&w.wheel, &h.agree)
     list_remove(&h.pooled)
     w.row.counters[G_H2_DOWNSTREAM if h.h2.role == H2_SERVER else G_H2_UPSTREAM] -= 1
     h2_free(&h.h2)
@@ -106,7 +127,7 @@ cdef inline int h2_conn_pack(Worker *w, H2Conn *h) noexcept nogil:
     """Pack what the streams have: 0; 1: there is more; or a reason: the connection cannot go on."""
     cdef int r = 0
     h.h2.now_ms = w.now_ms
-    if h.conn.tx.bytes < TX_HIGH:
+    if h.h2.fault or h.conn.tx.bytes < TX_HIGH:     # last words go out however much is queued
         r = h2_pack(&h.h2, &h.conn.tx, TX_HIGH)
     if r < 0:
         return r if h.state != H2_DISCARD else 0     # it is known, and has been said

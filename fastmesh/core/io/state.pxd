@@ -347,6 +347,7 @@ cdef struct H2Conn:               # a connection that speaks HTTP/2, in either r
     Node streams                  # H2End.node
     Node waiting                  # Parked.node: what depends on the endpoint's settings, which are not here yet
     Timer leave                   # the second step of going away
+    Timer agree                   # looks whether our settings have been acknowledged
     PoolConf pool
     uint32_t nstreams
     uint32_t ping_ms              # without a sign of the peer for so long, while there are streams: ask; 0: never
@@ -355,6 +356,7 @@ cdef struct H2Conn:               # a connection that speaks HTTP/2, in either r
     uint32_t heading              # the stream whose head is not whole: its clock runs; 0: none
     uint8_t state                 # enum H2State
     uint8_t pinged                # the clock of an answer to a PING runs
+    uint8_t late                  # our settings should have been acknowledged
 
 cdef enum H2State:
     H2_OPEN = 0

@@ -9,7 +9,7 @@ from libc.string cimport memset
 from fastmesh.core.base.buffer cimport Pool
 from fastmesh.core.base.heap cimport Heap, heap_alloc, heap_calloc, heap_free, heap_realloc
 from fastmesh.core.base.list cimport list_empty, list_init
-from fastmesh.core.base.reason cimport R_NO_MEMORY
+from fastmesh.core.base.reason cimport R_H2_SETTINGS_TIMEOUT, R_NO_MEMORY, R_UPSTREAM_H2_PROTOCOL
 from fastmesh.core.sys.nghttp2 cimport (
     NGHTTP2_FLAG_NONE, NGHTTP2_INITIAL_WINDOW_SIZE, NGHTTP2_NO_ERROR,
     NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL, NGHTTP2_SETTINGS_ENABLE_PUSH,
@@ -38,7 +38,8 @@ from fastmesh.core.wire.http2_receive cimport (
 )
 from fastmesh.core.wire.http2_send cimport h2_frame_not_sent, h2_frame_sent, h2_send_output
 from fastmesh.core.wire.http2_state cimport (
-    H2, H2F_DEAD, H2F_EXTENDED, H2F_GOAWAY_IN, H2F_GOAWAY_OUT, H2F_SETTINGS_IN, H2Hooks, H2Limits, H2_SERVER, h2_check,
+    H2, H2F_DEAD, H2F_EXTENDED, H2F_GOAWAY_IN, H2F_GOAWAY_OUT, H2F_SETTINGS_IN, H2Hooks, H2Limits, H2_SERVER,
+    h2_check, h2_fail,
     h2_of_node, h2_unlink,
 )
 from fastmesh.core.wire.message cimport MAX_HEAD
@@ -219,6 +220,11 @@ cdef inline uint64_t h2_ping_since(H2 *h) noexcept nogil:
 cdef inline uint64_t h2_settings_since(H2 *h) noexcept nogil:
     """When the first SETTINGS were queued, if they are not acknowledged yet, ms; 0: they are."""
     return h.settings_at
+
+
+cdef inline void h2_settings_late(H2 *h) noexcept nogil:
+    """They have waited for long enough (RFC 9113 6.5.3): h2_pack says so, and the connection ends."""
+    h2_fail(h, R_H2_SETTINGS_TIMEOUT if h.role == H2_SERVER else R_UPSTREAM_H2_PROTOCOL)
 
 
 cdef inline uint32_t h2_streams(H2 *h) noexcept nogil:

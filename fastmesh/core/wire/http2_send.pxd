@@ -16,17 +16,18 @@ from fastmesh.core.base.buffer cimport (
 from fastmesh.core.base.reason cimport (
     R_H2_COMPRESSION, R_H2_FLOW_CONTROL, R_H2_FRAME_SIZE, R_H2_PROTOCOL, R_H2_PROVOKED_FLOOD,
     R_H2_SETTINGS_FLOOD, R_INTERNAL, R_NO_MEMORY, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
+    R_H2_SETTINGS_TIMEOUT,
 )
 from fastmesh.core.sys.nghttp2 cimport (
     NGHTTP2_COMPRESSION_ERROR, NGHTTP2_DATA, NGHTTP2_DATA_FLAG_EOF, NGHTTP2_DATA_FLAG_NO_COPY,
     NGHTTP2_DATA_FLAG_NO_END_STREAM, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_CALLBACK_FAILURE,
     NGHTTP2_ERR_DEFERRED, NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_PAUSE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE,
-    NGHTTP2_FLOW_CONTROL_ERROR, NGHTTP2_FRAME_SIZE_ERROR, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST,
-    NGHTTP2_HEADERS, NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_RST_STREAM, nghttp2_data_provider,
-    nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session, nghttp2_session_get_last_proc_stream_id,
+    NGHTTP2_FLOW_CONTROL_ERROR, NGHTTP2_FRAME_SIZE_ERROR, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS,
+    NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_RST_STREAM, nghttp2_data_provider, nghttp2_data_source,
+    nghttp2_frame, nghttp2_nv, nghttp2_session, nghttp2_session_get_last_proc_stream_id,
     nghttp2_session_mem_send, nghttp2_session_resume_data, nghttp2_session_set_stream_user_data,
     nghttp2_session_want_write, nghttp2_submit_headers, nghttp2_submit_request, nghttp2_submit_response,
-    nghttp2_submit_rst_stream, nghttp2_submit_trailer,
+    nghttp2_submit_rst_stream, nghttp2_submit_trailer, NGHTTP2_SETTINGS_TIMEOUT,
 )
 from fastmesh.core.wire.http2_fields cimport (
     H2Fields, h2_fields_done, h2_fields_request, h2_fields_response, h2_nv_fields, h2_nv_lines,
@@ -335,10 +336,6 @@ cdef inline int _h2_move(H2 *h, Queue *q, size_t n) noexcept nogil:
     return 0
 
 
-<<<<<<< HEAD
-cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *framehd,
-                               size_t length, nghttp2_data_source *source, void *user) noexcept nogil:
-=======
 cdef inline void _h2_go_on(H2 *h, H2Stream *s) noexcept nogil:
     """Something of `s` has been packed: its source is told to go on, if it waits and enough has left."""
     if s.flags & H2S_FULL and s.out.bytes <= H2_OUT_LOW and (h.role == H2_CLIENT or s.interim == 0):
@@ -348,7 +345,6 @@ cdef inline void _h2_go_on(H2 *h, H2Stream *s) noexcept nogil:
 
 cdef inline int h2_send_output(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *framehd, size_t length,
                                nghttp2_data_source *source, void *user) noexcept nogil:
->>>>>>> ec6951a (http2: what waits for a client is bounded over all streams of its connection)
     """nghttp2 sends the DATA frame that h2_read_output said."""
     cdef H2 *h = <H2 *>user
     cdef H2Stream *s = h2_find(h, frame.hd.stream_id)
@@ -434,6 +430,8 @@ cdef inline uint32_t _h2_code(H2 *h) noexcept nogil:
         return NGHTTP2_INTERNAL_ERROR
     if h.fault == R_H2_PROTOCOL or h.fault == R_UPSTREAM_H2_PROTOCOL:
         return 1
+    if h.fault == R_H2_SETTINGS_TIMEOUT:
+        return NGHTTP2_SETTINGS_TIMEOUT
     return NGHTTP2_ENHANCE_YOUR_CALM
 
 
