@@ -37,7 +37,9 @@ from fastmesh.core.wire.http2_state cimport H2Hooks, H2Limits, H2_NO_ERROR, H2_S
 from fastmesh.core.wire.message cimport Message
 
 cdef enum:
-    CONN_WINDOW = 1048576         # bytes that all streams of a connection together may have received and not passed on
+    # Bytes that all streams of a connection together may have received and not passed on: a window for each of 1000
+    # streams. Sidecars share connections: with less, a few that nobody takes from would stall all the others.
+    CONN_WINDOW = 67108864
     STREAM_WINDOW = 65536
     STREAM_WINDOW_MAX = 262144
     SETTINGS_MS = 5000            # our settings are to be acknowledged after twice this time
