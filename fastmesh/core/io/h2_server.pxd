@@ -9,7 +9,8 @@ from libc.string cimport memset
 
 from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.reason cimport (
-    R_BODY_TIMEOUT, R_DEADLINE, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT,
+    R_BODY_TIMEOUT, R_DEADLINE, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD,
+    R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT, R_H2_PING_TIMEOUT,
     SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.timer cimport Timer
@@ -318,7 +319,7 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
             h2_conn_end(w, h)
     elif h2_conn_silent(w, h):
         c.flags |= C_CUT
-        w.row.reasons[R_STREAM_TIMEOUT] += 1
+        w.row.reasons[R_H2_PING_TIMEOUT] += 1
         _fail_streams(w, h, R_DOWNSTREAM_RESET)
         _destroy(w, h)
 
