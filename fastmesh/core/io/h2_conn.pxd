@@ -32,13 +32,13 @@ from fastmesh.core.wire.http2 cimport (
     h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_ping, h2_settings_late, h2_settings_since,
 )
 from fastmesh.core.wire.http2_flow cimport h2_consume
-from fastmesh.core.wire.http2_send cimport h2_data, h2_finish, h2_pack, h2_reset, h2_wants_write
+from fastmesh.core.wire.http2_send cimport h2_data, h2_finish, h2_forget, h2_pack, h2_reset, h2_wants_write
 from fastmesh.core.wire.http2_state cimport H2Hooks, H2Limits, H2_NO_ERROR, H2_SERVER
 from fastmesh.core.wire.message cimport Message
 
 cdef enum:
-    # Bytes that all streams of a connection together may have received and not passed on: a window for each of 1000
-    # streams. Sidecars share connections: with less, a few that nobody takes from would stall all the others.
+    # Bytes that all streams of a connection together may have received and not passed on: a window for each of
+    # 1000. Sidecars share connections: with less, a few streams that nobody takes from would stall the others.
     CONN_WINDOW = 67108864
     STREAM_WINDOW = 65536
     STREAM_WINDOW_MAX = 262144
@@ -71,8 +71,8 @@ cdef inline void _leave(void *worker, Timer *t) noexcept nogil:
 
 
 cdef inline void _agree(void *worker, Timer *t) noexcept nogil:
-    """Are our settings acknowledged? Asked twice: after the first time, what may have come while this process stood
-    still is read."""
+    """Are our settings acknowledged? Asked twice: after the first time, what may have come while this process
+    stood still is read."""
     cdef Worker *w = <Worker *>worker
     cdef H2Conn *h = <H2Conn *>(<char *>t - <size_t>&(<H2Conn *>NULL).agree)
     if h.state == H2_DISCARD or h2_settings_since(&h.h2) == 0:
@@ -228,9 +228,10 @@ cdef inline H2End *h2_end_new(Worker *w, H2Conn *h, EndOps *ops, TimerFn fire) n
 
 
 cdef inline void h2_end_free(Worker *w, H2End *e) noexcept nogil:
-    """The codec has forgotten it, and no exchange is attached. Its memory stays until the turn's end: who has called
-    the exchange looks at it afterwards."""
+    """No exchange is attached, and the codec forgets it if it has not yet: a connection that ends with an error
+    outlives its streams. Its memory stays until the turn's end: who has called the exchange looks at it."""
     e.flags |= E_GONE
+    h2_forget(&e.on.h2, &e.s)
     timer_stop(&w.wheel, &e.timer)
     list_remove(&e.node)
     e.on.nstreams -= 1

@@ -97,8 +97,8 @@ cdef inline int h2_request(H2 *h, H2Stream *s, const Message *m, const H2Extra *
 
 
 cdef inline int h2_respond(H2 *h, H2Stream *s, const Message *m, const H2Extra *x, bint end) noexcept nogil:
-    """Server: an interim head (1xx), or the one final head: 0 or a reason; interim also 1: queued, but wait for
-    `writable`, for no window bounds heads."""
+    """Server: the head of the response, or an interim one (1xx): 0 or a reason. Interim also 1: queued, but
+    wait for `writable`, as no window bounds heads."""
     cdef H2Fields f
     cdef int r
     if h.fault or s.h2 == NULL:
@@ -125,8 +125,8 @@ cdef inline void _h2_resume(H2 *h, H2Stream *s) noexcept nogil:
 cdef inline int h2_data(H2 *h, H2Stream *s, const char *p, size_t n, Buf *take) noexcept nogil:
     """Queue body bytes: p[:n], copied, or those of `take`, whose reference passes to the stream.
 
-    0; 1: queued, but wait for `writable`; or a reason (then `take` is dropped too). A stream that waits because of what
-    the others hold goes on as soon as its own bytes have left: whoever takes none stalls nobody else.
+    0; 1: queued, but wait for `writable`; or a reason (then `take` is dropped too). A stream that waits because
+    of what the others hold goes on once its own bytes have left: whoever takes none stalls nobody else.
     """
     cdef size_t had = s.out.bytes
     cdef int r = 0
