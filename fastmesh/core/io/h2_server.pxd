@@ -113,7 +113,7 @@ cdef inline H2Stream *_open(H2 *h2) noexcept nogil:
     e = h2_end_new(w, h, &w.ops.h2_server_end, stream_timer)
     if e == NULL:
         return NULL
-    if h.nstreams == 1:
+    if h.nstreams == 1 and not h.heading:        # the clock of a head goes on until that is whole
         h2_conn_watch(w, h)
     return &e.s
 
