@@ -129,11 +129,11 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
         served = h2_server_open(w, c, &d) != NULL
     else:
         served = h1_server_open(w, c, &d) != NULL
+        if served and w.draining:
+            conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
     if not served:
         downstream_forget(w, &d)
         _close(w, c, R_NO_MEMORY)
-    elif w.draining:
-        conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
 
 
 cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
