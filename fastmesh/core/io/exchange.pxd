@@ -157,23 +157,28 @@ cdef inline void exchange_fail(Worker *w, Exchange *x, int reason) noexcept nogi
 
 # ---------------------------------------------------------------- downstream calls
 
-cdef inline void _too_late(void *worker, Timer *t) noexcept nogil:
-    """The caller waits no longer. A stream that has begun is ended as gRPC has it: with the status behind it."""
-    cdef Worker *w = <Worker *>worker
-    cdef Exchange *x = <Exchange *>(<char *>t - <size_t>&(<Exchange *>NULL).deadline)
+cdef inline void exchange_overdue(Worker *w, Exchange *x, int reason) noexcept nogil:
+    """Nobody waits for it any longer. Ends it: a gRPC stream that has begun as gRPC has it, with the status behind it;
+    what else has begun is cut; what has not is answered."""
     cdef End *up = x.up
-    if not x.flags & X_HEAD_SENT or x.flags & X_RESP_DONE or x.version != 20 or x.web.flags:
-        exchange_fail(w, x, R_DEADLINE)
+    if (not x.flags & X_HEAD_SENT or x.flags & X_RESP_DONE or x.version != 20 or not x.flags & X_GRPC
+            or x.web.flags):
+        exchange_fail(w, x, reason)
         return
-    x.reason = R_DEADLINE
+    x.reason = <uint16_t>reason
     if up != NULL:
         x.up = NULL
         up.ex = NULL
-        up.ops.abort(w, up, R_DEADLINE, 0)
-    if answer_behind(w, x.down, R_DEADLINE) < 0:
-        exchange_cut(w, x, R_DEADLINE)
+        up.ops.abort(w, up, reason, 0)
+    if answer_behind(w, x.down, reason) < 0:
+        exchange_cut(w, x, reason)
     else:
         exchange_end(w, x)
+
+
+cdef inline void _too_late(void *worker, Timer *t) noexcept nogil:
+    """The caller's time is over."""
+    exchange_overdue(<Worker *>worker, <Exchange *>(<char *>t - <size_t>&(<Exchange *>NULL).deadline), R_DEADLINE)
 
 
 cdef inline void _call(Worker *w, Exchange *x, const Message *m) noexcept nogil:

@@ -18,12 +18,12 @@ from fastmesh.core.io.connection cimport conn_bury, conn_of_all
 from fastmesh.core.io.connection_output cimport conn_flush_all
 from fastmesh.core.io.connection_turn cimport conn_ready_all, conn_shake
 from fastmesh.core.io.dialling cimport dialling_init
-from fastmesh.core.io.exchange cimport exchange_cut, exchange_of_all
+from fastmesh.core.io.exchange cimport exchange_of_all, exchange_overdue
 from fastmesh.core.io.flow cimport flow_free, flow_pump
 from fastmesh.core.io.h1_client cimport h1_client_init
 from fastmesh.core.io.h1_server cimport h1_server_init
 from fastmesh.core.io.h2_client cimport h2_client_init
-from fastmesh.core.io.h2_conn cimport h2_bury
+from fastmesh.core.io.h2_conn cimport h2_bury, h2_conn_left
 from fastmesh.core.io.h2_server cimport h2_server_init
 from fastmesh.core.io.handover cimport handover_free, inbox_shut
 from fastmesh.core.io.listener cimport (
@@ -213,6 +213,21 @@ cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:
     h2_bury(w)
 
 
+cdef inline void _farewell(Worker *w) noexcept nogil:
+    """The last that clients hear, as far as their sockets take it: their answers' ends, and which was the last request
+    that we have looked at (RFC 9113 6.8)."""
+    cdef Node *n = w.downs.next
+    cdef Node *following
+    cdef Conn *c
+    while n != &w.downs:
+        following = n.next
+        c = conn_of_all(n)
+        if c.ops == &w.ops.h2_server:
+            h2_conn_left(w, <H2Conn *>c.owner)
+        n = following
+    conn_flush_all(w)
+
+
 cdef inline void worker_free(Worker *w) noexcept nogil:
     """End everything; afterwards the balance counters tell what was forgotten."""
     cdef Listener *l
@@ -223,10 +238,12 @@ cdef inline void worker_free(Worker *w) noexcept nogil:
         listener_close(w, l)
         l = l.next
     handover_free(w)
+    w.draining = True                            # nobody begins another exchange
     while not list_empty(&w.all_tunnels):
         tunnel_destroy(w, tunnel_of_all(w.all_tunnels.next), R_DRAINING)
     while not list_empty(&w.all_exchanges):
-        exchange_cut(w, exchange_of_all(w.all_exchanges.next), R_DRAINING)
+        exchange_overdue(w, exchange_of_all(w.all_exchanges.next), R_DRAINING)
+    _farewell(w)
     while not list_empty(&w.downs):
         c = conn_of_all(w.downs.next)
         c.ops.on_error(w, c, 0)
