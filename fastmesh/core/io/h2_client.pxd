@@ -104,10 +104,15 @@ cdef inline void _close(Worker *w, H2Conn *h) noexcept nogil:
         h2_conn_end(w, h)
 
 
+cdef inline bint h2_client_unused(H2Conn *h) noexcept nogil:
+    """Nobody has a stream on it, or waits for what the endpoint will say."""
+    return h.nstreams == 0 and list_empty(&h.waiting)
+
+
 cdef inline void h2_client_retire(Worker *w, H2Conn *h) noexcept nogil:
     """No more requests: it closes with the last that is under way."""
     _out_of_pool(h)
-    if h.nstreams == 0:
+    if h2_client_unused(h):
         _close(w, h)
     elif h.state == H2_OPEN:
         h.state = H2_LEFT
@@ -115,7 +120,7 @@ cdef inline void h2_client_retire(Worker *w, H2Conn *h) noexcept nogil:
 
 cdef inline void _idle(Worker *w, H2Conn *h) noexcept nogil:
     """No stream is left."""
-    if h.state == H2_DISCARD:
+    if h.state == H2_DISCARD or not list_empty(&h.waiting):
         return
     if h.state == H2_LEFT or w.draining or h.pool.idle_max == 0 or not node_linked(&h.pooled):
         _close(w, h)
@@ -317,7 +322,7 @@ cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
         return n
     if h.pinged and h.nstreams > 0:
         h2_conn_watch(w, h)
-    if h.state == H2_LEFT and h.nstreams == 0:
+    if h.state == H2_LEFT and h2_client_unused(h):
         _close(w, h)
     h2_conn_wake(w, h)
     return n

@@ -12,7 +12,7 @@ from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_queued_bytes
 from fastmesh.core.io.dialling cimport dialling_begin, dialling_close, dialling_of_all, dialling_wait
 from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle, h1_client_take
-from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_client_usable
+from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_client_unused, h2_client_usable
 from fastmesh.core.io.h2_conn cimport h2_conn_of_pooled
 from fastmesh.core.io.state cimport (
     C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker, X_FRESH,
@@ -143,7 +143,7 @@ cdef inline void pool_drain(Worker *w, Upstream *u) noexcept nogil:
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
     while n != &u.h2:
         following = n.next
-        if h2_conn_of_pooled(n).nstreams == 0:
+        if h2_client_unused(h2_conn_of_pooled(n)):
             h2_client_retire(w, h2_conn_of_pooled(n))
         n = following
 
