@@ -34,7 +34,7 @@ from fastmesh.core.io.h2_conn cimport (
 )
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_READABLE, C_TLS, Conn, ConnOps, Downstream, E_GONE, E_HEAD_ONLY, E_IN_DONE, E_OUT_DONE,
-    E_WANTS_DRAIN, End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker,
+    End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker,
     X_EXTENDED, X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely

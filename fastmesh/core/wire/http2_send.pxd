@@ -38,7 +38,7 @@ from fastmesh.core.wire.http2_pace cimport h2_pace, h2_pace_window_credit
 from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2F_DEAD, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN, H2S_END_OUT, H2S_FIN,
     H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT, H2_MOVE, H2_OUT_HIGH,
-    H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink, H2F_GOAWAY_OUT, H2_MOST_INTERIM,
+    H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink, H2_MOST_INTERIM,
     H2_OUT_ALL,
 )
 from fastmesh.core.wire.message cimport Message
