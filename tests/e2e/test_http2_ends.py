@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from kit import http2
 from kit.fixtures import Serve, Serving
 from kit.http2 import Flag, Frame, Type
-from kit.http2_client import Client, dial
+from kit.http2_client import Answer, Client, dial
 from kit.http2_server import H2Conn, answering, h2
 from kit.ports import free_port
 from kit.proxy import Fastmesh
 from kit.upstream import ServerConn
-from kit.wire import Address, connect, request, response
+from kit.wire import Address, Closed, connect, request, response
 
 WAITING = 40  # streams that wait when their connection ends
 
@@ -81,7 +82,7 @@ def test_streams_of_a_client_that_breaks_the_rules(
             assert client.fence()
             client.send(http2.data(0, b"DATA are of a stream"))
             assert client.until(lambda: bool(client.goaways), "GOAWAY")
-            proxy.wait_metric("the streams' end", lambda m: m.sum("exchanges_open") == 0)
+            proxy.wait_metric("the streams' end", lambda m: m.sum("exchanges") == 0)
             served(address)
         served(address)
     assert not proxy.new_faults()
@@ -130,9 +131,10 @@ def test_streams_next_to_a_head_that_does_not_end(
         with dial(address) as client:
             open_streams(client)
             assert client.fence()
+            client.answer(whole.stream)
             client.send(piece)
             client.until_closed()
-        proxy.wait_metric("the streams' end", lambda m: m.sum("exchanges_open") == 0)
+        proxy.wait_metric("the streams' end", lambda m: m.sum("exchanges") == 0)
         assert proxy.metrics().by_reason("header_timeout") == number
     assert not proxy.new_faults()
 
@@ -181,3 +183,38 @@ def test_a_reload_that_drops_the_service_of_a_lingering_connection(
         plain.send(request())
         assert plain.read_response().status == 200
     assert not proxy.new_faults()
+
+
+def test_a_tunnel_from_stream_to_stream_keeps_nothing(serve: Serve, upstream: Serving) -> None:
+    """What has gone through it is gone, however long it lasts."""
+    chunk = bytes(16_000)
+
+    def echoed(answer: Answer, count: int) -> bool:
+        return len(answer.body) == count * len(chunk)
+
+    def echo_on(conn: H2Conn) -> None:
+        tunnel = conn.next_request()
+        assert tunnel is not None
+        conn.head(tunnel, 200)
+        while not tunnel.over:
+            if not tunnel.body and not conn.pump():
+                return
+            part = bytes(tunnel.body)
+            tunnel.body.clear()
+            if part:
+                conn.data(tunnel, part)
+
+    server = upstream(h2(echo_on, settings={"ENABLE_CONNECT_PROTOCOL": 1}))
+    server.tolerate(ConnectionError, Closed)
+    proxy, address = edge(serve, f"127.0.0.1:{server.address[1]}", service={"protocol": "http2"})
+    with dial(address) as client:
+        client.generous = True
+        client.open()
+        answer = client.answer(1)
+        fields = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/")]
+        client.send(http2.headers(1, [*fields, (":authority", "test"), ("sec-websocket-version", "13")]))
+        assert client.until(lambda: answer.status == 200, "the answer")
+        for count in range(1, 101):
+            client.send(http2.data(1, chunk))
+            assert client.until(partial(echoed, answer, count), "the echo")
+        assert proxy.metrics().sum("buffers") < 20
