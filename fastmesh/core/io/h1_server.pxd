@@ -525,11 +525,12 @@ cdef inline bint _rest_is_worth_it(Worker *w, H1Server *h, Message *m) noexcept 
     """A final answer goes out while the request's body still comes: can the connection serve another?
 
     Not if the endpoint will not read on, if the client may keep the body to itself (RFC 9110 10.1.1), or,
-    with our own answer, if reading the rest away costs more than a new connection.
+    with our own answer or one of HTTP/2, behind which the endpoint gets no more of the request, if reading the rest
+    away costs more than a new connection.
     """
     if not m.flags & MSG_KEEP_ALIVE or h.expects:
         return False
-    return m != &w.answer or h.framing == FRAMING_CHUNKED or h.left <= SKIP_BYTES
+    return (m != &w.answer and not m.flags & MSG_HTTP2) or h.framing == FRAMING_CHUNKED or h.left <= SKIP_BYTES
 
 
 cdef inline int _end_data(Worker *w, End *e, const char *p, size_t n) noexcept nogil:
