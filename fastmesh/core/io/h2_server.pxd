@@ -34,8 +34,8 @@ from fastmesh.core.io.h2_conn cimport (
 )
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_READABLE, C_TLS, Conn, ConnOps, Downstream, E_GONE, E_HEAD_ONLY, E_IN_DONE, E_OUT_DONE,
-    End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker,
-    X_EXTENDED, X_UNPROVEN,
+    End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker, X_EXTENDED,
+    X_UNPROVEN, E_EXPECTS,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
@@ -48,7 +48,7 @@ from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2Hooks, H2Stream, H2_CANCEL, H2_INTERNAL_ERROR, H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_SERVER,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_LENGTH, FRAMING_NONE, MSG_HTTP10, MSG_HTTP2, M_HEAD, Message,
+    FRAMING_LENGTH, FRAMING_NONE, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2, M_HEAD, Message,
 )
 
 
@@ -129,6 +129,8 @@ cdef inline void _head(H2 *h2, H2Stream *s, Message *m, bint end) noexcept nogil
     cdef Exchange *x
     if m.method == M_HEAD:
         e.flags |= E_HEAD_ONLY
+    if m.flags & MSG_EXPECT_CONTINUE:
+        e.flags |= E_EXPECTS
     m.whole = end
     if end:
         e.flags |= E_IN_DONE
@@ -383,6 +385,15 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     return h2_respond(&h.h2, &e.s, m, &extra, whole)
 
 
+cdef inline int _end_finish(Worker *w, End *end, Message *trailers) noexcept nogil:
+    cdef H2End *e = h2_end_of(end)
+    cdef int r = h2_end_finish(w, end, trailers)
+    if r < 0:
+        return r
+    # A final answer instead of 100: the client keeps the body to itself (RFC 9110 10.1.1).
+    return 1 if e.flags & E_EXPECTS and not e.flags & E_IN_DONE and end.ex != NULL and end.ex.bytes_in == 0 else 0
+
+
 cdef inline void _end_release(Worker *w, End *end) noexcept nogil:
     """The answer is whole."""
     cdef H2End *e = h2_end_of(end)
@@ -419,7 +430,7 @@ cdef inline void h2_server_init(ConnOps *ops, EndOps *end, H2Hooks *hooks) noexc
         on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_error, on_ready=_ready, on_timer=_timer,
         on_flush=_flush, on_drain=_drain, on_expiry=_expiry, idle=_is_idle)
     end[0] = EndOps(
-        head=_end_head, data=h2_end_data, finish=h2_end_finish, release=_end_release, abort=_end_abort,
+        head=_end_head, data=h2_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
         resume=h2_end_resume, raw=h2_end_none, detach=h2_end_none)
     hooks[0] = H2Hooks(
         open=_open, head=_head, data=_data, end=_end, bad=_bad, closed=_closed, writable=_writable,

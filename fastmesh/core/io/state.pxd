@@ -378,6 +378,7 @@ cdef enum H2EndFlag:
     E_OUT_DONE = 2                # ours has been given to the codec whole
     E_HEAD_ONLY = 4               # the request is HEAD
     E_GONE = 8                    # the codec has forgotten it
+    E_EXPECTS = 16                # its client waits for 100 before it sends the body
 
 cdef struct Tunnel:               # opaque bytes both ways
     Conn *down
