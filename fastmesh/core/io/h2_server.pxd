@@ -35,7 +35,7 @@ from fastmesh.core.io.h2_conn cimport (
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_READABLE, C_TLS, Conn, ConnOps, Downstream, E_GONE, E_HEAD_ONLY, E_IN_DONE, E_OUT_DONE,
     End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker, X_EXTENDED,
-    X_UNPROVEN, E_EXPECTS,
+    X_UNPROVEN, E_EXPECTS, E_BAD,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
@@ -178,6 +178,7 @@ cdef inline void _bad(H2 *h2, H2Stream *s, int reason) noexcept nogil:
     cdef Worker *w = h.w
     cdef H2End *e = <H2End *>s
     cdef Exchange *x = e.end.ex
+    e.flags |= E_BAD
     if x != NULL:
         exchange_downstream_failed(w, x, reason)
         return
@@ -402,7 +403,7 @@ cdef inline void _end_release(Worker *w, End *end) noexcept nogil:
         return
     h2_end_timeout(w, e, e.on.client.listener.conf.stream_idle_timeout_ms)
     if not e.flags & E_IN_DONE:
-        h2_reset_behind(&e.on.h2, &e.s, H2_NO_ERROR)
+        h2_reset_behind(&e.on.h2, &e.s, H2_PROTOCOL_ERROR if e.flags & E_BAD else H2_NO_ERROR)
         w.row.counters[K_H2_RESETS_SENT_DOWNSTREAM] += 1
     conn_dirty(w, e.on.conn)
 

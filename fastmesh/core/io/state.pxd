@@ -379,6 +379,7 @@ cdef enum H2EndFlag:
     E_HEAD_ONLY = 4               # the request is HEAD
     E_GONE = 8                    # the codec has forgotten it
     E_EXPECTS = 16                # its client waits for 100 before it sends the body
+    E_BAD = 32                    # the peer's message is malformed
 
 cdef struct Tunnel:               # opaque bytes both ways
     Conn *down
