@@ -370,9 +370,10 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     cdef H2Conn *h = e.on
     cdef H2Extra extra
     cdef bint tunnel = end.ex != NULL and end.ex.flags & X_EXTENDED and m.status // 100 == 2
-    cdef bint whole = m.status >= 200 and not tunnel and (
-        e.flags & E_HEAD_ONLY or m.whole or m.framing == FRAMING_NONE
-        or m.framing == FRAMING_LENGTH and m.length == 0 and not m.flags & MSG_HTTP2)
+    # Where the endpoint speaks HTTP/2 its END_STREAM decides, with or without content: a stream that ended before it
+    # would end the exchange as one that its client has left.
+    cdef bint whole = m.status >= 200 and not tunnel and (m.whole or not m.flags & MSG_HTTP2 and (
+        e.flags & E_HEAD_ONLY or m.framing == FRAMING_NONE or m.framing == FRAMING_LENGTH and m.length == 0))
     if e.flags & E_GONE:
         return 0
     memset(&extra, 0, sizeof(H2Extra))
