@@ -37,9 +37,9 @@ from fastmesh.core.wire.http2_state cimport H2Hooks, H2Limits, H2_NO_ERROR, H2_S
 from fastmesh.core.wire.message cimport Message
 
 cdef enum:
-    # Bytes that all streams of a connection together may have received and not passed on: a window for each of
-    # 1000. Sidecars share connections: with less, a few streams that nobody takes from would stall the others.
-    CONN_WINDOW = 67108864
+    # Bytes that all streams of a connection together may have received and not passed on: the windows of 256 streams
+    # that nobody takes from. Sidecars share connections: with less, a few of those would stall all the others.
+    CONN_WINDOW = 16777216
     STREAM_WINDOW = 65536
     STREAM_WINDOW_MAX = 262144
     SETTINGS_MS = 5000            # our settings are to be acknowledged after twice this time
