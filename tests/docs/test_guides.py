@@ -135,11 +135,16 @@ def test_tls(tmp_path: Path) -> None:
 
 def test_http2(tmp_path: Path) -> None:
     guide = Guide("docs/http2.md")
-    check, explain = guide.blocks()
+    check, explain, start, ask, count, end = guide.blocks()
+    answers, counted = guide.blocks("text")
     with shell(tmp_path) as bash:
         assert bash.run(check) == "http2.yaml: ok (1 listener, 2 services)\n"
         spoken = [line for line in bash.run(explain).splitlines() if line.startswith("upstream ")]
-    assert spoken == ["upstream   HTTP/1.1", "upstream   HTTP/2"]
+        assert spoken == ["upstream   HTTP/1.1", "upstream   HTTP/2"]
+        bash.run(start)
+        assert bash.run(ask) == answers
+        assert bash.run(count) == counted
+        bash.run(end)
 
 
 def test_grpc(tmp_path: Path) -> None:
