@@ -118,7 +118,6 @@ class Scenario:
     far_keeps: Any = True
     warm: bool = False  # the connections have served before
     pairs: str = ""  # words, as in By: for these pairs only
-    without: str = "nowhere"  # words, as in By: not where they hold
     ways: tuple[str, ...] = ("edge", "mesh")
 
 

@@ -340,7 +340,7 @@ SERVER_LEAVES = [
         far.gets(b"body"),
         far.over(),
         far.hangs_up(),
-        near.refused(502, "upstream_closed"),
+        near.refused(502, "upstream_closed|upstream_reset"),
         far_keeps=False,
     ),
     scenario(
@@ -409,15 +409,19 @@ SERVER_LEAVES = [
         warm=True,
     ),
     scenario(
-        "goaway-unseen-fresh",  # from a connection's first request on: it may serve none
+        "goaway-unseen-fresh",  # from a connection's first request on
         near.ask("POST", "/", length=4),
         near.sends(b"body"),
         near.ends(),
         far.sees("POST", "/", framing="length 4"),
         far.goes_away(0),
-        near.refused(503, "upstream_stream_refused"),
+        far.sees("POST", "/", framing="length 4"),
+        far.gets(b"body"),
+        far.over(),
+        far.answers(200, length=0),
+        near.sees(200, framing="length 0"),
+        near.over(),
         pairs="far2",
-        far_keeps=False,
     ),
     scenario(
         "goaway-orderly",
@@ -472,13 +476,26 @@ SERVER_LEAVES = [
     scenario(
         "stream-refused-twice",
         near.ask("GET", "/"),
+        far.sees("GET", "/"),
+        far.refuses(),
         far.sees("GET", "/", on="same"),
         far.refuses(),
         far.sees("GET", "/", on="same"),
+        far.over(),
+        far.answers(200, length=0),
+        near.sees(200, framing="length 0"),
+        near.over(),
+        pairs="far2",
+    ),
+    scenario(
+        "stream-always-refused",  # nine times is enough; each sidecar would try so often
+        near.ask("GET", "/"),
+        far.sees("GET", "/"),
+        *8 * (far.refuses(), far.sees("GET", "/", on="same")),
         far.refuses(),
         near.refused(503, "upstream_stream_refused"),
         pairs="far2",
-        warm=True,
+        ways=("edge",),
     ),
 ]
 
@@ -544,7 +561,7 @@ LENGTHS = [
         far.sees("HEAD", "/"),
         far.over(),
         far.answers(200, length="stream"),
-        near.sees(200),
+        near.sees(200, framing=By("none", near2="stream")),
         near.on("near1").over(),
         far.sends(b"?"),
         far.broken(Code.PROTOCOL_ERROR),
