@@ -22,9 +22,12 @@ class Area:
     workers: int
     services: int
     rules: int
+    checkable: int
     ticket_turn: int
     @staticmethod
-    def create(workers: int, services: int = 1024, rules: int = 4096, listeners: int = 1024) -> Area: ...
+    def create(
+        workers: int, services: int = 1024, rules: int = 4096, listeners: int = 1024, health: int = 16384
+    ) -> Area: ...
     @staticmethod
     def attach(fd: int) -> Area: ...
     def rotate_tickets(self) -> None:
@@ -44,6 +47,12 @@ class Area:
 
     def rule_counters(self, slot: int, rule: int) -> list[int]:
         """The values of a rule's row in a worker slot, aligned with DECISIONS."""
+
+    def healthy(self, slot: int) -> bool:
+        """What workers think of a checked endpoint; `slot` is its byte, of `checkable` ones."""
+
+    def set_healthy(self, slot: int, healthy: bool) -> None:
+        """Say it to the workers of all snapshots. It stays when this process has gone."""
 
     def shares(self, listener: int) -> list[int | None]:
         """By worker slot: how many connections of that listener it has or is about to get; None: others hand

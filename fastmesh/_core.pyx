@@ -6,7 +6,7 @@ stub `_core.pyi` for the interface.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
@@ -30,15 +30,15 @@ from fastmesh.core.io.retire cimport retire_denied
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport Listener, Source
 from fastmesh.core.io.state cimport Worker as CWorker
-from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
+from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_load_byte, fm_store_byte, fm_store_release
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, F_DUPFD_CLOEXEC, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
     SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, fcntl, inet_pton, malloc_trim, memfd_create, mmap, munmap, prctl,
     setsockopt,
 )
 from fastmesh.core.traffic.counters cimport (
-    AREA_MAGIC, A_COUNT, AreaHeader, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, RuleRow, S_COUNT,
-    ServiceRow, WorkerRow, area_ring, area_rule, area_service, area_slot_bytes, area_words, area_words_bytes,
+    AREA_MAGIC, A_COUNT, AreaHeader, HEALTH_BAD, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, RuleRow, S_COUNT,
+    ServiceRow, WorkerRow, area_health, area_ring, area_rule, area_service, area_slot_bytes, area_words, area_words_bytes,
     area_worker, latency_bound_us,
 )
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
@@ -184,6 +184,7 @@ SERVICE_COUNTERS = (
     ("request_bytes_total", "counter", "Request body bytes received.", {}),
     ("response_bytes_total", "counter", "Response body bytes sent.", {}),
     ("requests_active", "gauge", "Requests and tunnels under way.", {}),
+    ("health_panics_total", "counter", "Requests sent although no endpoint is healthy, to one that is not.", {}),
 )
 
 # The decisions that are counted for each rule, in the order of enum RuleCounter.
@@ -212,11 +213,11 @@ cdef class Area:
             os.close(self.fd)
 
     @staticmethod
-    def create(int workers, int services=1024, int rules=4096, int listeners=1024):
+    def create(int workers, int services=1024, int rules=4096, int listeners=1024, int health=16384):
         cdef Area self = Area.__new__(Area)
         cdef size_t slot = area_slot_bytes(services, rules)
-        cdef size_t size = 4096 + workers * slot + listeners * area_words_bytes(workers)
-        if workers < 1 or services < 1 or rules < 0 or listeners < 0:
+        cdef size_t size = 4096 + workers * slot + listeners * area_words_bytes(workers) + health
+        if workers < 1 or services < 1 or rules < 0 or listeners < 0 or health < 0:
             raise ValueError("an area needs at least one worker and one service")
         self.fd = memfd_create(b"fastmesh-area", MFD_CLOEXEC)
         if self.fd < 0:
@@ -228,6 +229,7 @@ cdef class Area:
         self.header.services = services
         self.header.rules = rules
         self.header.listeners = listeners
+        self.header.health = health
         self.header.slot_bytes = slot
         self.header.size = size
         self.rotate_tickets()
@@ -276,6 +278,21 @@ cdef class Area:
     @property
     def rules(self):
         return self.header.rules
+
+    @property
+    def checkable(self):
+        return self.header.health
+
+    cdef uint8_t *_health(self, int slot) except NULL:
+        if not 0 <= slot < <int>self.header.health:
+            raise IndexError("no such slot")
+        return area_health(self.header) + slot
+
+    def healthy(self, int slot):
+        return fm_load_byte(self._health(slot)) != HEALTH_BAD
+
+    def set_healthy(self, int slot, bint healthy):
+        fm_store_byte(self._health(slot), 0 if healthy else HEALTH_BAD)
 
     cdef int _check(self, int slot, int service) except -1:
         if not 0 <= slot < <int>self.header.workers or not 0 <= service < <int>self.header.services:

@@ -289,10 +289,10 @@ cdef inline bint _next(Worker *w, Exchange *x, int reason) noexcept nogil:
     cdef int r = -reason
     x.service.row.counters[S_CONNECT_FAILURES] += 1
     while x.tries < x.service.nendpoints and x.tries < 255:
+        x.endpoint = another(x.service, x.endpoint, x.tries)
         x.tries += 1
         x.retries += 1
         x.service.row.counters[S_RETRIES] += 1
-        x.endpoint = another(x.service, x.endpoint)
         x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
         r = w.ops.dial(w, x)
         if r >= 0:
@@ -468,7 +468,7 @@ cdef inline void _again(Worker *w, Exchange *x, int reason) noexcept nogil:
     if reason == R_UPSTREAM_CLOSED or reason == R_UPSTREAM_RESET:
         x.service.row.counters[S_REUSED_DEAD] += 1
     else:
-        x.endpoint = another(x.service, x.endpoint)
+        x.endpoint = another(x.service, x.endpoint, x.tries)
     x.service.row.counters[S_RETRIES] += 1
     x.flags &= ~<uint32_t>(X_REUSED | X_SHARED | X_PARKED)
     x.flags |= X_FRESH

@@ -13,7 +13,7 @@ from fastmesh.core.io.state cimport Upstream, Worker
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un, socklen_t,
 )
-from fastmesh.core.traffic.counters cimport S_ACTIVE, area_service
+from fastmesh.core.traffic.counters cimport S_ACTIVE, area_health, area_service
 from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
     Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
@@ -61,6 +61,7 @@ cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
         _text(s, &e.text, "unix:" + d["path"])
     else:
         raise ValueError(f"unknown address family {family!r}")
+    e.health = d.get("health", -1)
     return 0
 
 
@@ -207,6 +208,10 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     out.endpoints = <Endpoint *>_block(s, max(1, len(endpoints)) * sizeof(Endpoint))
     for i in range(<uint32_t>len(endpoints)):
         _endpoint(s, &out.endpoints[i], endpoints[i])
+        if out.endpoints[i].health >= <int32_t>w.area.health:
+            raise ValueError(f"service {d['name']!r}: there is room for {w.area.health} checked endpoints only")
+        if out.endpoints[i].health >= 0:
+            out.health = area_health(w.area)
         # With TLS, what both sides of the connections prove and trust is part of what makes a pool the same; always
         # the protocol that its connections may speak.
         key = b"\0".join([(d["name"] or "").encode(), <bytes>out.endpoints[i].text.ptr,

@@ -114,7 +114,7 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
         if x.service.tls == TLS_MESH and identity_over(x.snapshot):
             reason = R_IDENTITY_EXPIRED
             break
-        x.endpoint = balance(x.service) if x.tries == 0 else another(x.service, x.endpoint)
+        x.endpoint = balance(x.service) if x.tries == 0 else another(x.service, x.endpoint, x.tries)
         if x.tries > 0:
             x.retries += 1
             x.service.row.counters[S_RETRIES] += 1

@@ -1,7 +1,9 @@
 # The counters and rings that workers and agent share.
 #
 # One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows, `rules`
-# RuleRows and a log ring, then for every listener a word of each worker (`share`).
+# RuleRows and a log ring, then for every listener a word of each worker (`share`), then for every checked endpoint
+# a byte: 0, or HEALTH_BAD. The agent alone writes those, workers read one for each choice of an endpoint (`balance`);
+# they stay as they are when it has gone.
 # A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up,
 # so nothing here is locked or atomic except the ring's two positions and the listeners' words. A worker that replaces a dead one goes
 # on with the same rows; it zeroes the gauges first. Adding a counter: a line in the enum, a line in
@@ -91,6 +93,7 @@ cdef enum:  # ServiceCounter
     S_BYTES_SENT              # request body bytes towards the service
     S_BYTES_RECEIVED          # response body bytes from it
     S_ACTIVE                  # a gauge
+    S_HEALTH_PANICS           # went to an endpoint that is not healthy: none of the service is
     S_COUNT
 
 cdef enum:  # RuleCounter
@@ -103,6 +106,7 @@ cdef enum:
     LATENCY_BUCKETS = 18      # 17 bounds and the rest
     RING_BYTES = 262144
     AREA_MAGIC = 0x464D4152
+    HEALTH_BAD = 1            # of an endpoint: it failed its checks
 
 cdef struct WorkerRow:
     uint64_t counters[80]     # enum Counter
@@ -131,6 +135,7 @@ cdef struct AreaHeader:
     uint32_t services
     uint32_t rules
     uint32_t listeners
+    uint32_t health           # bytes: one for each endpoint that can be checked
     uint64_t slot_bytes
     uint64_t size
     TlsTickets tickets        # the same in all workers, also in later ones; the supervisor turns them
@@ -194,6 +199,11 @@ cdef inline size_t area_words_bytes(uint32_t workers) noexcept nogil:
 cdef inline uint32_t *area_words(AreaHeader *a, uint32_t listener) noexcept nogil:
     """The words of all workers for a listener."""
     return <uint32_t *>(area_slot(a, a.workers) + listener * area_words_bytes(a.workers))
+
+
+cdef inline uint8_t *area_health(AreaHeader *a) noexcept nogil:
+    """The bytes of all checked endpoints."""
+    return <uint8_t *>area_words(a, a.listeners)
 
 
 cdef inline int latency_bucket(uint64_t us) noexcept nogil:

@@ -49,6 +49,7 @@ cdef struct Endpoint:
     sockaddr_storage address
     socklen_t address_len
     Text text             # "127.0.0.1:9000", "[::1]:80", "unix:/run/x"
+    int32_t health        # its byte in the table of the Area; -1: nobody checks it
     void *pool            # its connections: owned by the io floor, counted there
 
 cdef struct Service:
@@ -62,6 +63,7 @@ cdef struct Service:
     uint32_t nendpoints
     Endpoint *endpoints
     uint32_t cursor       # round robin
+    uint8_t *health       # the table of the Area; NULL: none of the endpoints is checked
     uint32_t connect_timeout_ms
     uint32_t response_timeout_ms
     uint32_t pool_idle_max
