@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from fastmesh.host.channel import Frame, encode
+from fastmesh.host.endpoints import health_slots
 from fastmesh.host.parts import with_parts
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Configuration:
             "digest": current["digest"] if current else None,
             "slots": dict(self._state.services()),
             "rule_slots": {"/".join(key): row for *key, row in self._state.rules()},
+            "health_slots": health_slots(current) if current else {},
             "snapshot": current if parts else None,
             "parts": sorted(parts),
         }

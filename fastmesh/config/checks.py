@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastmesh.config.errors import nearest, plain, shown
+from fastmesh.config.health_checks import check_health
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
 from fastmesh.config.roles import leading_to, listener_tls, opaque, service_tls
@@ -67,6 +68,7 @@ class _Checks:
         for name, service in self.services.items():
             self.service_tls(("services", name, "tls"), service)
             self.service_http(("services", name), name, service)
+            check_health(("services", name), service, self.report)
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)

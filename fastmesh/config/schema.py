@@ -1,10 +1,10 @@
 """The configuration, declared once: every setting with its type, default, bounds and meaning.
 
 The loader, the JSON Schema and the reference page are all derived from these classes and those of
-`schema_rules.py` and `schema_tls.py`; nothing about a setting is written down anywhere else. A field's type
-says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and which bounds hold
-(`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is required. Checks that need
-more than one setting stand in `checks.py`.
+`schema_health.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is written down anywhere
+else. A field's type says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and
+which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is
+required. Checks that need more than one setting stand in `checks.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from fastmesh.config.schema_health import HealthCheck
 from fastmesh.config.schema_rules import ALLOW, DENY, MODE, RULE_LIST, Rule
 from fastmesh.config.schema_tls import ListenerTls, ServiceTls
 from fastmesh.config.schema_types import (
@@ -336,6 +337,13 @@ class Service(Section, frozen=True, kw_only=True):
     http2: Annotated[ServiceHttp2 | None, Meta(description="HTTP/2 with endpoints. Left out: as below.")] = (
         None
     )
+    health_check: Annotated[
+        HealthCheck | None,
+        Meta(
+            description="How endpoints are asked whether they are well. Left out: they are not asked, and "
+            "all of them get requests.",
+        ),
+    ] = None
     connect_timeout: Annotated[
         Duration,
         Meta(ge=1, description="How long connecting to one endpoint may take; then the next is tried."),

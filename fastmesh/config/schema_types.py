@@ -32,6 +32,8 @@ HeaderValue = Annotated[str, Meta(extra={"kind": values.HEADER_VALUE})]
 Regex = Annotated[str, Meta(extra={"kind": values.REGEX})]
 ServerName = Annotated[str, Meta(extra={"kind": values.SERVER_NAME})]
 Cidr = Annotated[str, Meta(extra={"kind": values.CIDR})]
+RequestPath = Annotated[str, Meta(extra={"kind": values.REQUEST_PATH})]
+GrpcService = Annotated[str, Meta(extra={"kind": values.GRPC_SERVICE})]
 RuleName = Annotated[str, Meta(extra={"kind": values.RULE_NAME})]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 

@@ -32,9 +32,11 @@ from fastmesh.config.schema import (
     Service,
     ServiceHttp2,
 )
+from fastmesh.config.schema_health import MAX_CHECKED, HealthCheck
 from fastmesh.config.schema_rules import MAX_RULES, HeaderMatch, PathMatch, Rule
 from fastmesh.config.tls_files import TlsFiles
 from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
+from fastmesh.host.endpoints import checked, key_of
 from fastmesh.host.secrets import redacted
 
 FORMAT: Final = 1
@@ -47,16 +49,18 @@ def make_snapshot(
     slots: Mapping[str, int] | None = None,
     *,
     rule_slots: Mapping[str, int] | None = None,
+    health_slots: Mapping[str, int] | None = None,
     identity: bool = True,
 ) -> dict[str, Any]:
     """The snapshot of a configuration, as JSON data.
 
     `workers` overrides the file (the command line does). `slots` are the counter rows that services had in
     the snapshot before, by name: they keep them, so that counters survive a reload; `rule_slots` are those of
-    rules, by `listener/NAME/RULE` or `service/NAME/RULE`. Without `identity` none is read.
+    rules, by `listener/NAME/RULE` or `service/NAME/RULE`, and `health_slots` the bytes of checked endpoints,
+    by `NAME/ADDRESS`. Without `identity` none is read.
 
-    Raises `ConfigErrors` when a host name cannot be resolved, `fastmesh.certs.store.PkiError` when the
-    identity cannot be loaded.
+    Raises `ConfigErrors` when a host name cannot be resolved or too many endpoints are checked,
+    `fastmesh.certs.store.PkiError` when the identity cannot be loaded.
     """
     config = loaded.config
     resolver = _Resolver(loaded)
@@ -77,8 +81,9 @@ def make_snapshot(
         for name, service in config.services.items()
     ]
     admin = _admin(config, resolver, explicit=loaded.positions.key(("admin",)) is not None)
-    if resolver.errors or files.errors:
-        raise ConfigErrors([*resolver.errors, *files.errors])
+    errors = [*resolver.errors, *files.errors, *_health(loaded, services, health_slots or {})]
+    if errors:
+        raise ConfigErrors(errors)
     body: dict[str, Any] = {
         "format": FORMAT,
         "source": loaded.path.name,
@@ -221,6 +226,34 @@ def _listener_http2(listener: Listener) -> dict[str, Any]:
     }
 
 
+def _health(
+    loaded: Loaded, services: list[dict[str, Any]], before: Mapping[str, int]
+) -> Iterator[ConfigError]:
+    """Give every checked endpoint its byte; the error if there are too many."""
+    keys = [key_of(*one) for one in checked({"services": services})]
+    if len(keys) > MAX_CHECKED:
+        place = loaded.positions.of(("services", keys[MAX_CHECKED].partition("/")[0], "health_check"))
+        what = f"{len(keys)} endpoints with health checks, expected at most {MAX_CHECKED}"
+        yield ConfigError(loaded.name, *place, what)
+        return
+    slots = _assign_slots(keys, before, MAX_CHECKED)
+    for service, endpoint in checked({"services": services}):
+        endpoint["health"] = slots[key_of(service, endpoint)]
+
+
+def _health_check(check: HealthCheck | None) -> dict[str, Any] | None:
+    if check is None:
+        return None
+    return {
+        "path": check.path,
+        "grpc": check.grpc,
+        "interval_ms": check.interval,
+        "timeout_ms": check.timeout,
+        "healthy": check.healthy,
+        "unhealthy": check.unhealthy,
+    }
+
+
 def _pings(http2: ListenerHttp2 | ServiceHttp2) -> dict[str, Any]:
     return {"ping_interval_ms": http2.ping_interval, "ping_timeout_ms": http2.ping_timeout}
 
@@ -308,6 +341,7 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
         "protocol": service.protocol,
         "mesh_connections": service.mesh_connections,
         "http2": _pings(service.http2 or ServiceHttp2()),
+        "health_check": _health_check(service.health_check),
         "connect_timeout_ms": service.connect_timeout,
         "response_timeout_ms": service.response_timeout,
         "pool_idle_max": service.pool.idle_max,

@@ -410,6 +410,28 @@ def parse_header_value(text: str) -> str:
     return text
 
 
+_REQUEST_PATH: Final = re.compile(r"/[!$-~]{0,1023}")
+
+
+def parse_request_path(text: str) -> str:
+    """What follows the host in a URL: a path, perhaps with a query (RFC 9112, 3.2.1), as it is sent."""
+    if not _REQUEST_PATH.fullmatch(text):
+        rule = "one such as /healthz: it begins with '/', without spaces, '#' and what is not ASCII"
+        raise ValueError(f"{shown(text)} is not the path of a request, expected {rule}")
+    return text
+
+
+_GRPC_SERVICE: Final = re.compile(r"[!-~]{0,255}")
+
+
+def parse_grpc_service(text: str) -> str:
+    """The name that a server's health service knows; empty: the whole server."""
+    if not _GRPC_SERVICE.fullmatch(text):
+        rule = 'a name such as shop.Orders, or "" for the whole server'
+        raise ValueError(f"{shown(text)} is not the name of a gRPC service, expected {rule}")
+    return text
+
+
 def parse_rule_name(text: str) -> str:
     """A rule's name is a label of metrics and logs."""
     if _LISTENER.fullmatch(text) and text != "default":
@@ -471,6 +493,15 @@ HEADER_NAME: Final = Kind(
 )
 HEADER_VALUE: Final = Kind(
     "text", "the value of a header", parse_header_value, r"^([^ \t\r\n](.*[^ \t\r\n])?)?$"
+)
+REQUEST_PATH: Final = Kind(
+    "path", "the path of a request such as /healthz", parse_request_path, f"^{_REQUEST_PATH.pattern}$"
+)
+GRPC_SERVICE: Final = Kind(
+    "name",
+    'the name of a gRPC service such as shop.Orders, or ""',
+    parse_grpc_service,
+    f"^{_GRPC_SERVICE.pattern}$",
 )
 RULE_NAME: Final = Kind("name", "a rule name", parse_rule_name, rf"^(?!default$){_LISTENER.pattern}$")
 
