@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastmesh.agent.health.words import RESULTS
 from fastmesh.agent.life import Life, Stage, span, stage_of
+from fastmesh.host.endpoints import checked
 from fastmesh.host.parts import IDENTITY, blocks, owners, spoken
 from fastmesh.host.secrets import redact
+
+if TYPE_CHECKING:
+    from fastmesh.agent.health.tls import CheckTls
 
 ROTATE: Final = {"issuer": "run: fastmesh certs rotate-issuer", "root": "run: fastmesh certs rotate-root"}
 
@@ -38,8 +43,24 @@ class TlsCertificate(NamedTuple):
         return f"the certificate {self.file!r} of {spoken(self.part)}"
 
 
+class Checked:
+    """An endpoint that has health checks: what workers think of it, and what its checks came to."""
+
+    def __init__(self, service: str, endpoint: str) -> None:
+        self.service = service
+        self.endpoint = endpoint
+        self.healthy = True
+        self.results = dict.fromkeys(RESULTS, 0)
+
+    @property
+    def what(self) -> str:
+        return f"endpoint {self.endpoint} of service {self.service}"
+
+
 class State:
-    """`snapshot` never holds the private key: it is cut out before the snapshot is kept."""
+    """`snapshot` never holds the private key: it is cut out before the snapshot is kept. `check_tls` is made
+    of it before, for services whose health checks need it.
+    """
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -59,8 +80,16 @@ class State:
         self.part_errors: dict[str, str] = {}
         self.renewals = {"succeeded": 0, "failed": 0}
         self.renewal_error = ""
+        self.checked: list[Checked] = []
+        self.check_tls: dict[str, CheckTls] = {}
 
     def take_snapshot(self, snapshot: dict[str, Any]) -> None:
+        if any(service["tls"] != "none" for service, _ in checked(snapshot)):
+            from fastmesh.agent.health.tls import check_tls  # brings in `ssl`: only those who need it pay
+
+            self.check_tls = check_tls(snapshot, self.check_tls)
+        else:
+            self.check_tls = {}
         redact(snapshot)
         self.snapshot = snapshot
 
@@ -152,6 +181,7 @@ class State:
                 found.append(
                     f"{one.what} " + (f"ends in {span(left)}" if left > 0 else f"is over for {span(-left)}")
                 )
+        found += [f"no endpoint of service {name} is healthy: all are used" for name in self.all_unhealthy()]
         for name, why in self.part_errors.items():
             what = "identity" if name == IDENTITY else f"TLS of {spoken(name)}"
             found.append(f"the {what} on disk is not taken over: {why}")
@@ -178,6 +208,13 @@ class State:
         if self.renewal_error:
             found.append(f"the certificate could not be renewed: {self.renewal_error}")
         return found
+
+    def all_unhealthy(self) -> list[str]:
+        """The services none of whose endpoints is healthy."""
+        healthy: dict[str, bool] = {}
+        for one in self.checked:
+            healthy[one.service] = healthy.get(one.service, False) or one.healthy
+        return [service for service, any_healthy in healthy.items() if not any_healthy]
 
     def not_ready(self, now: float | None = None) -> list[str]:
         """Why the proxy is not ready; empty when it is."""

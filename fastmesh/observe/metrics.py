@@ -59,6 +59,7 @@ class Metrics(Collector):
         yield from self._counters()
         yield from self._reasons()
         yield from self._services()
+        yield from self._health()
         yield from self._rules()
         yield from self._identity()
         yield from self._tls()
@@ -149,6 +150,23 @@ class Metrics(Collector):
             buckets = list(zip(bounds, counts, strict=True))
             family.add_metric([labels["service"]], buckets, sum(seconds for _, seconds in rows))
         yield family
+
+    def _health(self) -> Iterator[Metric]:
+        rows = [({"service": one.service, "endpoint": one.endpoint}, one) for one in self._state.checked]
+        yield _gauge(
+            "endpoint_healthy",
+            "1 while an endpoint with health checks is healthy, 0 while it is passed over.",
+            [(labels, int(one.healthy)) for labels, one in rows],
+        )
+        yield _counter(
+            "health_check",
+            "Health checks of endpoints, by what they came to; local: the check could not be made.",
+            [
+                ({**labels, "result": result}, count)
+                for labels, one in rows
+                for result, count in one.results.items()
+            ],
+        )
 
     def _rules(self) -> Iterator[Metric]:
         area = self._area

@@ -17,6 +17,7 @@ GUIDES = {
     "docs/authorization.md",
     "docs/grpc.md",
     "docs/guide-first-mesh.md",
+    "docs/health.md",
     "docs/http2.md",
     "docs/identity.md",
     "docs/internals/processes-and-reload.md",
@@ -160,6 +161,24 @@ def test_grpc(tmp_path: Path) -> None:
                 assert any(one.endswith(line) for one in seen), seen
         assert "x-fastmesh-reason: connect_refused" in bash.run(gone)
         bash.run("kill %2")
+
+
+def test_health(tmp_path: Path) -> None:
+    guide = Guide("docs/health.md")
+    check, start, ill, well = guide.blocks()
+    (shown,) = guide.blocks("text")
+    second = f"127.0.0.1:{guide.ports['9001']}"
+    with shell(tmp_path) as bash:
+        assert bash.run(check) == "checks.yaml: ok (1 listener, 2 services)\n"
+        bash.run(start)
+        gauge, *names, line = bash.run(ill).splitlines()
+        assert gauge == f'fastmesh_endpoint_healthy{{endpoint="{second}",service="web"}} 0.0'
+        assert names == shown.split()
+        assert line.endswith(
+            f"endpoint {second} of service web is unhealthy: answered 404, 3 checks in a row"
+        )
+        _, *names = bash.run(well).splitlines()
+        assert sorted(names) == ["one", "one", "two", "two"]
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class FakeArea:
         self.latency_sum = defaultdict[tuple[int, int], float](float)
         self.log: list[list[LogRecord]] = [[] for _ in range(workers)]
         self.dropped = [0] * workers
+        self.bad = [False] * 16
         self.fd = -1
         self._position = 0
 
@@ -59,6 +60,16 @@ class FakeArea:
 
     def rule_counters(self, slot: int, rule: int) -> list[int]:
         return self.rule[slot, rule]
+
+    @property
+    def checkable(self) -> int:
+        return len(self.bad)
+
+    def healthy(self, slot: int) -> bool:
+        return not self.bad[slot]
+
+    def set_healthy(self, slot: int, healthy: bool) -> None:
+        self.bad[slot] = not healthy
 
     def log_dropped(self, slot: int) -> int:
         return self.dropped[slot]
