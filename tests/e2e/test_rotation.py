@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from kit import procfs
+from kit import http2, procfs
 from kit.fixtures import Serve, Serving
+from kit.http2 import Fields
+from kit.http2_load import H2Load
 from kit.limits import DEADLINE, wait_until
 from kit.load import Load
 from kit.nginx import Nginx
@@ -25,6 +27,10 @@ from kit.upstream import ServerConn, answering
 from kit.wire import Closed, connect, connect_tls, request
 
 REQUEST = b"GET /small HTTP/1.1\r\nHost: svc-b\r\n\r\n"
+
+
+def small(number: int) -> Fields:
+    return http2.request("GET", "/small", authority="svc-b")
 
 
 def issue(pki: Pki, name: str, ttl: str) -> None:
@@ -105,13 +111,15 @@ def test_renewals_under_load_fail_no_request(serve: Serve, nginx: Nginx, own_pki
     with (
         Load(mesh.outbound, 4, REQUEST) as kept,
         Load(mesh.outbound, 2, REQUEST, per_connection=3) as fresh,
+        H2Load(mesh.outbound, 2, 3, small) as shared,
     ):
         # Past the end of the certificates that everything began with.
         wait_until(lambda: time.time() > max(first) + 1, "the end of the first certificates", 2 * DEADLINE)
         mesh.until("certificates in force", lambda identity: identity["not_after"] > max(first))
     assert kept.result.failures == []
     assert fresh.result.failures == []
-    assert kept.result.requests > 100
+    assert shared.result.failures == []
+    assert min(kept.result.requests, shared.result.requests) > 100
     for one in mesh.both:
         metrics = one.metrics()
         assert metrics.sum("certificate_renewals_total", result="succeeded") >= 1
@@ -131,6 +139,7 @@ def test_both_cas_are_replaced_under_load(serve: Serve, nginx: Nginx, own_pki: P
     with (
         Load(mesh.outbound, 4, REQUEST) as kept,
         Load(mesh.outbound, 2, REQUEST, per_connection=3) as fresh,
+        H2Load(mesh.outbound, 2, 3, small) as shared,
     ):
         cli("certs", "rotate-issuer", "--pki", own_pki.path)
         cli("certs", "rotate-root", "introduce", "--pki", own_pki.path)
@@ -140,10 +149,15 @@ def test_both_cas_are_replaced_under_load(serve: Serve, nginx: Nginx, own_pki: P
         mesh.until("new certificates", lambda identity: identity["certificate"] not in before)
         cli("certs", "rotate-root", "retire", "--force", "--pki", own_pki.path)
         mesh.until("one new root", lambda identity: len(roots(identity)) == 1)
-        served = kept.result.requests
-        wait_until(lambda: kept.result.requests > served + 20, "requests under the new root")
+        for load in (kept, shared):
+            served = load.result.requests
+            wait_until(
+                lambda load=load, served=served: load.result.requests > served + 20,
+                "requests under the new root",
+            )
     assert kept.result.failures == []
     assert fresh.result.failures == []
+    assert shared.result.failures == []
     assert all(not roots(identity) & old for identity in mesh.identities())
     assert all(one.metrics().sum("tls_failed_total") == 0 for one in mesh.both)
 
