@@ -24,6 +24,8 @@ BASE = {
         "mv",
         "pip",
         "python3",
+        "rm",
+        "touch",
         "until",
         "do",
         "done",

@@ -139,27 +139,6 @@ def test_streams_next_to_a_head_that_does_not_end(
     assert not proxy.new_faults()
 
 
-def test_requests_that_a_goaway_keeps_from_leaving(serve: Serve, upstream: Serving) -> None:
-    """They wait for its limit of streams, and nothing of them has left: another connection takes them."""
-
-    def one(conn: H2Conn) -> None:
-        first = conn.next_request()
-        assert first is not None
-        conn.ping()  # what follows is sent with the limit in force
-        conn.goaway()
-        conn.answer(first, body=b"first")
-        conn.until_closed()
-
-    server = upstream(h2(one, settings={"MAX_CONCURRENT_STREAMS": 1}), h2(answering(b"second")))
-    _, address = edge(serve, f"127.0.0.1:{server.address[1]}", service={"protocol": "http2"})
-    with dial(address) as client:
-        client.open()
-        send_requests(client, range(1, 21, 2), http2.request("POST"))
-        answers = [client.until_over(n) for n in range(1, 21, 2)]
-    assert {answer.status for answer in answers} == {200}
-    assert sorted(bytes(answer.body) for answer in answers) == [b"first"] + [b"second"] * 9
-
-
 def test_a_reload_that_drops_the_service_of_a_lingering_connection(
     serve: Serve, upstream: Serving, gate: threading.Event
 ) -> None:
