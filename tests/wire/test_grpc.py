@@ -155,15 +155,16 @@ def test_codes_of_resets_follow_the_mapping() -> None:
 
 # What gRPC callers are told; every reason is in exactly one of them.
 TOLD = {
-    1: {"downstream_closed", "downstream_reset"},
+    1: {"downstream_closed", "downstream_reset", "stream_reset"},
     4: {"header_timeout", "body_timeout", "upstream_timeout", "stream_timeout", "deadline"},
     7: {"denied"},
     8: {"no_memory", "tls_rate"},
-    12: {"no_service", "connect_not_allowed"},
+    12: {"no_service", "connect_not_allowed", "upstream_no_upgrade"},
     13: {"internal", "protocol_unknown", "upstream_bad_response", "upstream_head_too_large", "line_too_long",
-         "head_too_large", "too_many_fields"},
+         "head_too_large", "too_many_fields", "upstream_h2_protocol_error", "upstream_h2_flood"},
     14: {"no_endpoint", "upstream_closed", "upstream_reset", "upstream_truncated", "draining", "overloaded",
-         "identity_expired", "certificates_over", "idle_timeout", "tls_timeout", "tls_busy"},
+         "identity_expired", "certificates_over", "idle_timeout", "tls_timeout", "tls_busy", "upstream_goaway",
+         "upstream_stream_reset", "upstream_stream_refused", "upstream_ping_timeout", "upstream_not_http2"},
 }  # fmt: skip
 FAMILIES = {"bad_": 13, "connect_": 14, "upstream_tls_": 14, "tls_": 16}
 
