@@ -163,8 +163,9 @@ TOLD = {
     13: {"internal", "protocol_unknown", "upstream_bad_response", "upstream_head_too_large", "line_too_long",
          "head_too_large", "too_many_fields", "upstream_h2_protocol_error", "upstream_h2_flood"},
     14: {"no_endpoint", "upstream_closed", "upstream_reset", "upstream_truncated", "draining", "overloaded",
-         "identity_expired", "certificates_over", "idle_timeout", "tls_timeout", "tls_busy", "upstream_goaway",
-         "upstream_stream_reset", "upstream_stream_refused", "upstream_ping_timeout", "upstream_not_http2"},
+         "identity_expired", "certificates_over", "idle_timeout", "tls_timeout", "tls_busy",
+         "upstream_goaway", "upstream_stream_reset", "upstream_stream_refused", "upstream_ping_timeout",
+         "upstream_not_http2"},
 }  # fmt: skip
 FAMILIES = {"bad_": 13, "connect_": 14, "upstream_tls_": 14, "tls_": 16}
 
