@@ -14,7 +14,10 @@ import pytest
 from kit.grpc_compare import compare, difference
 from kit.grpc_peers import LANGUAGES, Peers, triples
 from kit.grpc_scenarios import FEW, SCENARIOS
+from kit.limits import SANITIZED
 from kit.nginx import Nginx
+
+pytestmark = pytest.mark.skipif(SANITIZED, reason="runs none of our compiled code")
 
 CONFIG = """
 daemon off; master_process off; worker_processes 1;

@@ -17,10 +17,12 @@ from kit.http2_client import Client, dial
 from kit.http2_corpus import Outcome, Target
 from kit.http2_server import H2Conn, h2
 from kit.http2_upstream import BIG, SMALL
-from kit.limits import bare, wait_until
+from kit.limits import SANITIZED, bare, wait_until
 from kit.ports import free_port, release_port
 from kit.public import Shop
 from kit.upstream import Upstream
+
+pytestmark = pytest.mark.skipif(SANITIZED, reason="runs none of our compiled code")
 
 NGHTTPD = shutil.which("nghttpd") or "/usr/sbin/nghttpd"
 

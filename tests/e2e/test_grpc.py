@@ -10,7 +10,7 @@ from kit.grpc_compare import compare
 from kit.grpc_mesh import NAMES, GrpcMesh, grpc_mesh
 from kit.grpc_peers import LANGUAGES, PAIRS, Peers, triples
 from kit.grpc_scenarios import FEW, SCENARIOS
-from kit.limits import wait_steady
+from kit.limits import thinned, wait_steady
 from kit.pki import Pki
 
 # One pair of client and service shows all that there is to see, the others and the shorter way a part of it.
@@ -33,14 +33,14 @@ def same(mesh: GrpcMesh, peers: Peers, way: str, triple: tuple[str, str, str]) -
     compare(SCENARIOS[name], direct, peers.through(client, service, name, authority, f"{host}:{port}"))
 
 
-@pytest.mark.parametrize(("name", "client", "service"), THROUGH_THE_MESH)
+@pytest.mark.parametrize(("name", "client", "service"), thinned(THROUGH_THE_MESH))
 def test_the_mesh_does_not_show(
     mesh: GrpcMesh, grpc_peers: Peers, name: str, client: str, service: str
 ) -> None:
     same(mesh, grpc_peers, "mesh", (name, client, service))
 
 
-@pytest.mark.parametrize(("name", "client", "service"), THROUGH_THE_EDGE)
+@pytest.mark.parametrize(("name", "client", "service"), thinned(THROUGH_THE_EDGE))
 def test_the_edge_does_not_show(
     mesh: GrpcMesh, grpc_peers: Peers, name: str, client: str, service: str
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from kit.http2_case import Case, load
 from kit.http2_corpus import Target
 from kit.http2_upstream import CorpusUpstream
-from kit.limits import scaled
+from kit.limits import scaled, thinned
 from kit.ports import free_port, release_port
 from kit.proxy import Fastmesh
 from kit.public import Shop
@@ -101,11 +101,13 @@ def test_by_prior_knowledge(listeners: Listeners, case: Case) -> None:
     run(listeners.plain, case)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "plaintext" not in case.requires], ids=str)
+@pytest.mark.parametrize(
+    "case", thinned([case for case in CASES if "plaintext" not in case.requires]), ids=str
+)
 def test_over_tls(listeners: Listeners, case: Case) -> None:
     run(listeners.tls, case)
 
 
-@pytest.mark.parametrize("case", DRIBBLED, ids=str)
+@pytest.mark.parametrize("case", thinned(DRIBBLED), ids=str)
 def test_byte_by_byte(listeners: Listeners, case: Case) -> None:
     run(listeners.plain, case, dribble=True)

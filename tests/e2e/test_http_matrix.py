@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from kit import matrix_messages, matrix_turns
+from kit.limits import thinned
 from kit.matrix_run import Matrix, Run, runs
 from kit.pki import Pki
 
@@ -37,7 +38,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[Matri
         running.kill()
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize("run", thinned(RUNS), ids=str)
 def test_exchange(matrix: Matrix, run: Run) -> None:
     run.perform()
     matrix.check()
