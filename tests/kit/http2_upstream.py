@@ -78,11 +78,11 @@ class CorpusUpstream:
                     conn.fill()
                     return
                 if request.get("upgrade") == "websocket":
-                    while conn.fill():
+                    heard = b""
+                    while not heard.endswith(b"bye") and conn.fill():
                         data = conn.take(len(conn.buffer))
                         conn.send(data)
-                        if data.endswith(b"bye"):
-                            break
+                        heard = (heard + data)[-3:]
                     return
 
     def _answer(self, request: Request) -> Iterator[bytes]:
@@ -118,10 +118,11 @@ def _path(target: str) -> str:
 
 
 def _until_hung_up(sock: socket.socket) -> None:
-    """Until the peer, or whoever stops the server, ends the connection; nothing is read."""
+    """Until the peer, or whoever stops the server, ends the connection; nothing is read. An end that stands
+    behind bytes for which there is no room is not seen: then this is over in a while."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
-    assert poll.poll(DEADLINE * 1000), "nobody has hung up"
+    poll.poll(DEADLINE * 1000)
 
 
 def _switch(request: Request) -> bytes:
