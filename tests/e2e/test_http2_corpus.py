@@ -96,18 +96,18 @@ def run(target: Target, case: Case, *, dribble: bool = False) -> None:
     assert not outcome.complaint, str(outcome)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "tls" not in case.requires], ids=str)
+@pytest.mark.parametrize("case", thinned([case for case in CASES if "tls" not in case.requires]), ids=str)
 def test_by_prior_knowledge(listeners: Listeners, case: Case) -> None:
     run(listeners.plain, case)
 
 
 @pytest.mark.parametrize(
-    "case", thinned([case for case in CASES if "plaintext" not in case.requires]), ids=str
+    "case", thinned([case for case in CASES if "plaintext" not in case.requires], 3), ids=str
 )
 def test_over_tls(listeners: Listeners, case: Case) -> None:
     run(listeners.tls, case)
 
 
-@pytest.mark.parametrize("case", thinned(DRIBBLED), ids=str)
+@pytest.mark.parametrize("case", thinned(DRIBBLED, 2), ids=str)
 def test_byte_by_byte(listeners: Listeners, case: Case) -> None:
     run(listeners.plain, case, dribble=True)
