@@ -15,7 +15,7 @@ import pytest
 from kit.fixtures import Serve, Serving
 from kit.grpc_health import WHO, HealthServer
 from kit.grpc_raw import RawEnd
-from kit.limits import wait_until
+from kit.limits import SANITIZED, wait_until
 from kit.pki import Pki
 from kit.ports import free_port
 from kit.proxy import Fastmesh
@@ -23,6 +23,8 @@ from kit.public import Shop
 from kit.sidecars import address_of, inbound, outbound
 from kit.upstream import ServerConn, Upstream
 from kit.wire import connect, request, response
+
+pytestmark = pytest.mark.skipif(SANITIZED, reason="the core's part is in tests/core/test_health.py")
 
 FAST = {"interval": "100ms", "timeout": "1s", "healthy": 2, "unhealthy": 2}
 
