@@ -51,6 +51,7 @@ from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUS
 from fastmesh.core.wire.grpc cimport GRPC_CALL, grpc_content_type, grpc_deadline
 from fastmesh.core.wire.grpc_web cimport GWEB_ANSWER, GWEB_TEXT_IN, grpc_web_may_tell, grpc_web_request_end
 from fastmesh.core.wire.grpc_web_head cimport grpc_web_begin
+from fastmesh.core.wire.http1_meaning cimport http1_offers_http
 from fastmesh.core.wire.message cimport (
     MSG_HTTP10, MSG_HTTP2, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_POST, M_PUT, M_TRACE,
     Message,
@@ -249,13 +250,13 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
             exchange_fail(w, x, -r)
             return
     if fm_unlikely(m.method == M_CONNECT):
-        if m.protocol.len > 0:
-            x.flags |= X_EXTENDED
-        elif conf.outbound:
-            x.flags |= X_TUNNEL | X_EXTENDED if x.version == 20 else X_TUNNEL
-        else:
+        if m.protocol.len == 0 and not conf.outbound or http1_offers_http(m.base + m.protocol.at, m.protocol.len):
             exchange_fail(w, x, R_CONNECT_NOT_ALLOWED)
             return
+        if m.protocol.len == 0:
+            x.flags |= X_TUNNEL
+        if x.version == 20:
+            x.flags |= X_EXTENDED
     elif m.flags & MSG_UPGRADE:
         x.flags |= X_UPGRADE
     if fm_unlikely(x.web.flags):

@@ -19,7 +19,7 @@ from fastmesh.core.io.connection cimport (
 )
 from fastmesh.core.io.connection_output cimport conn_write_body
 from fastmesh.core.io.exchange cimport (
-    exchange_byte_seen, exchange_drop_kept, exchange_response_data, exchange_response_end, exchange_response_head,
+    exchange_byte_seen, exchange_cut, exchange_drop_kept, exchange_response_data, exchange_response_end, exchange_response_head,
     exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
@@ -27,7 +27,7 @@ from fastmesh.core.io.forwarded cimport forwarded_fields, list_field
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.kept cimport message_of
 from fastmesh.core.io.state cimport (
-    C_BULK, C_DEAD, C_EOF, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End, EndOps, Exchange, Flow,
+    C_BULK, C_CUT, C_DEAD, C_EOF, C_PAUSED, C_RDHUP, C_TLS, C_TRUNCATED, Conn, ConnOps, End, EndOps, Exchange, Flow,
     H1Client, H1_BODY, H1_DONE, H1_HEAD, H1_IDLE, H1_TRAILERS, INPUT_SCRATCH, PoolConf, SPLICE_MIN, Upstream, Worker,
     X_BYTE_SEEN, X_EXTENDED, X_REQ_DONE, X_REUSED, X_UPGRADE,
 )
@@ -40,7 +40,7 @@ from fastmesh.core.wire.http1_write cimport (
     http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_request_line, http1_write_upgrade,
     http1_write_via,
 )
-from fastmesh.core.wire.http1_meaning cimport http1_same
+from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_same
 from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.message cimport (
     FIELD_HOP, Field, LENGTH_UNKNOWN, MSG_HAS_HOP, M_CONNECT,
@@ -48,7 +48,7 @@ from fastmesh.core.wire.message cimport (
     MSG_TE_TRAILERS, MSG_UPGRADE, Message,
 )
 from fastmesh.core.wire.websocket cimport (
-    WEBSOCKET_ACCEPT, WEBSOCKET_KEY, websocket_accept, websocket_field, websocket_key,
+    WEBSOCKET_ACCEPT, WEBSOCKET_KEY, websocket_accept, websocket_key,
 )
 
 
@@ -171,7 +171,8 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
                     return used
                 continue
             h.framing = w.msg.framing
-            h.keep_alive = 1 if w.msg.flags & MSG_KEEP_ALIVE else 0
+            # A refused upgrade of HTTP/2: what its client still sends is nobody's, so nothing is waited for.
+            h.keep_alive = 1 if w.msg.flags & MSG_KEEP_ALIVE and not x.flags & X_EXTENDED else 0
             h.left = w.msg.length
             h.state = H1_BODY
             if exchange_response_head(w, x, &w.msg) < 0:
@@ -243,8 +244,9 @@ cdef inline size_t h1_client_input(Worker *w, Conn *c, char *p, size_t n) noexce
     return n
 
 
-cdef inline void _raw(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
-    """From here on bytes pass as they are; first those that came before the endpoint was ready for them."""
+cdef inline bint _raw(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
+    """From here on bytes pass as they are; first those that came before the endpoint was ready for them. False without
+    memory for these: the exchange has ended."""
     cdef Buf *b = x.kept.body.head
     h.raw = 1
     h.state = H1_BODY
@@ -254,13 +256,16 @@ cdef inline void _raw(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
     h.conn.flags |= C_BULK
     conn_timeout(w, h.conn, x.conf.tcp_idle_timeout_ms)
     while b != NULL:
-        conn_write_body(w, h.conn, b.data + b.start, b.end - b.start)
+        if conn_write_body(w, h.conn, b.data + b.start, b.end - b.start) < 0:
+            exchange_cut(w, x, R_NO_MEMORY)
+            return False
         b = b.next
     exchange_drop_kept(w, x)
     if x.flags & X_REQ_DONE:
         conn_end_output(w, h.conn)
     else:
         x.down.ops.resume(w, x.down)
+    return True
 
 
 cdef inline bint _switched(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
@@ -270,14 +275,18 @@ cdef inline bint _switched(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
     cdef Message *asked = message_of(x.kept.head)
     cdef const char *protocol = asked.base + asked.protocol.at
     cdef Field *f
+    cdef int i
     if m.status != 101:
         exchange_drop_kept(w, x)
         return m.status // 100 != 2              # without the switch no 2xx says yes
     if m.upgrade.len != asked.protocol.len or not http1_same(m.base + m.upgrade.at, protocol, m.upgrade.len):
         return False
     if _is_websocket(asked):
-        f = websocket_field(m, b"sec-websocket-accept", 20)
-        if f == NULL or f.value_len != WEBSOCKET_ACCEPT or memcmp(m.base + f.value_at, h.accept, f.value_len) != 0:
+        i = http1_field_named(m, b"sec-websocket-accept", 20)
+        if i < 0:
+            return False
+        f = &m.fields[i]
+        if f.value_len != WEBSOCKET_ACCEPT or memcmp(m.base + f.value_at, h.accept, WEBSOCKET_ACCEPT) != 0:
             return False
         f.flags |= FIELD_HOP
         m.flags |= MSG_HAS_HOP
@@ -285,10 +294,7 @@ cdef inline bint _switched(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
     m.upgrade.len = 0
     m.framing = FRAMING_CHUNKED
     m.length = LENGTH_UNKNOWN
-    if exchange_response_head(w, x, m) < 0:
-        return False
-    _raw(w, h, x)
-    return True
+    return exchange_response_head(w, x, m) >= 0 and _raw(w, h, x)
 
 
 cdef inline bint h1_client_tunnel(Worker *w, H1Client *h, Exchange *x) noexcept nogil:
@@ -296,10 +302,7 @@ cdef inline bint h1_client_tunnel(Worker *w, H1Client *h, Exchange *x) noexcept 
     cdef uint32_t scan = 0
     http1_parse_response(b"HTTP/1.1 200 OK\r\n\r\n", 19, &scan, M_CONNECT, &w.answer)
     w.answer.framing = FRAMING_CHUNKED
-    if exchange_response_head(w, x, &w.answer) < 0:
-        return False
-    _raw(w, h, x)
-    return True
+    return exchange_response_head(w, x, &w.answer) >= 0 and _raw(w, h, x)
 
 
 cdef inline bint _is_websocket(const Message *m) noexcept nogil:
@@ -534,7 +537,11 @@ cdef inline void h1_client_spare(Worker *w, H1Client *h) noexcept nogil:
 
 
 cdef inline void _end_abort(Worker *w, End *e, int reason, uint32_t code) noexcept nogil:
-    h1_client_destroy(w, <H1Client *>e)
+    """What the endpoint does not take is not left to the kernel, behind which it would not see the end: a reset."""
+    cdef H1Client *h = <H1Client *>e
+    if conn_queued_bytes(h.conn) > 0:
+        h.conn.flags |= C_CUT
+    h1_client_destroy(w, h)
 
 
 cdef inline void _end_resume(Worker *w, End *e) noexcept nogil:

@@ -42,16 +42,16 @@ from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.http1_chunked cimport (
     HTTP1_DATA, HTTP1_END, HTTP1_MORE, Http1Chunked, http1_chunked, http1_parse_trailers,
 )
-from fastmesh.core.wire.http1_scan cimport http1_equal
+from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_offers_http
 from fastmesh.core.wire.http1_write cimport (
     http1_copy_fields, http1_copy_fields_skip, http1_has_field, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, Field, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2,
     MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_HEAD, Message,
 )
 from fastmesh.core.wire.preface cimport PREFACE_HERE, PREFACE_MORE, preface_here
-from fastmesh.core.wire.websocket cimport WEBSOCKET_ACCEPT, websocket_accept, websocket_field
+from fastmesh.core.wire.websocket cimport WEBSOCKET_ACCEPT, websocket_accept
 
 
 cdef enum:
@@ -289,26 +289,6 @@ cdef inline size_t _skip(Worker *w, H1Server *h, const char *p, size_t n) noexce
     return used
 
 
-cdef inline bint _offers_http(const Message *m) noexcept nogil:
-    """Is another kind of HTTP, or TLS with HTTP in it, among the protocols of an Upgrade field?"""
-    cdef const char *p = m.base + m.upgrade.at
-    cdef const char *end = p + m.upgrade.len
-    cdef size_t n
-    while p < end:
-        n = 0
-        while p + n < end and p[n] != c"," and p[n] != c"/" and p[n] != c" " and p[n] != c"\t":
-            n += 1
-        if (n == 3 and (http1_equal(p, b"h2c", 3) or http1_equal(p, b"tls", 3))
-                or n == 2 and http1_equal(p, b"h2", 2) or n == 4 and http1_equal(p, b"http", 4)):
-            return True
-        p += n
-        while p < end and p[0] != c",":
-            p += 1
-        while p < end and (p[0] == c"," or p[0] == c" " or p[0] == c"\t"):
-            p += 1
-    return False
-
-
 cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     """A whole head is in w.msg: start its exchange. False: the connection is gone."""
     cdef Conn *c = h.conn
@@ -326,7 +306,7 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
     if fm_unlikely(unproven):
         h.keep_alive = 0
     h.out_framing = FRAMING_NONE
-    if fm_unlikely(m.flags & MSG_UPGRADE) and _offers_http(m):
+    if fm_unlikely(m.flags & MSG_UPGRADE) and http1_offers_http(m.base + m.upgrade.at, m.upgrade.len):
         # Requests inside a tunnel would pass no rule and no route. The offer ends here (RFC 9110 7.8).
         m.flags &= ~<uint8_t>MSG_UPGRADE
     if m.framing == FRAMING_NONE or (m.framing == FRAMING_LENGTH and m.length == 0):
@@ -451,7 +431,7 @@ cdef inline int _switch(Worker *w, H1Server *h, Exchange *x, Message *m) noexcep
     """An endpoint has said yes to the extended CONNECT that an Upgrade became (RFC 8441 5): tell the client so, and pass
     bytes as they are from here on."""
     cdef Message *asked = message_of(x.kept.head)
-    cdef Field *key = websocket_field(asked, b"sec-websocket-key", 17)
+    cdef int key = http1_field_named(asked, b"sec-websocket-key", 17)
     cdef Conn *c = h.conn
     cdef size_t n
     cdef char *p = queue_reserve(&w.pool, &c.tx, http1_head_bound(m, asked.upgrade.len + 192))
@@ -460,7 +440,8 @@ cdef inline int _switch(Worker *w, H1Server *h, Exchange *x, Message *m) noexcep
     memcpy(p, b"HTTP/1.1 101 Switching Protocols\r\n", 34)
     n = 34 + http1_copy_fields_skip(p + 34, m, <uint64_t>1 << F_CONTENT_LENGTH)
     n += http1_write_upgrade(p + n, asked)
-    if key != NULL and websocket_accept(p + n + 22, asked.base + key.value_at, key.value_len):
+    if key >= 0 and websocket_accept(
+            p + n + 22, asked.base + asked.fields[key].value_at, asked.fields[key].value_len):
         memcpy(p + n, b"sec-websocket-accept: ", 22)
         memcpy(p + n + 22 + WEBSOCKET_ACCEPT, b"\r\n", 2)
         n += 24 + WEBSOCKET_ACCEPT

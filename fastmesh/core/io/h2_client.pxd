@@ -39,6 +39,7 @@ from fastmesh.core.traffic.counters cimport (
     K_H2_RESETS_RECEIVED_UPSTREAM, K_HTTP2_UPSTREAM,
 )
 from fastmesh.core.traffic.snapshot cimport TLS_PUBLIC
+from fastmesh.core.wire.http1_meaning cimport http1_field_named
 from fastmesh.core.wire.http2 cimport h2_goaway, h2_may_open, h2_peer_extended
 from fastmesh.core.wire.http2_receive cimport h2_receive
 from fastmesh.core.wire.http2_send cimport h2_request, h2_reset, h2_sent_nothing
@@ -46,9 +47,8 @@ from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2Hooks, H2Stream, H2_CANCEL, H2_CLIENT, H2_NO_ERROR, H2_PROTOCOL_ERROR, H2_REFUSED,
 )
 from fastmesh.core.wire.message cimport (
-    FIELD_HOP, FRAMING_LENGTH, FRAMING_NONE, F_HOST, Field, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, Message,
+    FIELD_HOP, FRAMING_LENGTH, FRAMING_NONE, F_HOST, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, Message,
 )
-from fastmesh.core.wire.websocket cimport websocket_field
 
 
 cdef inline H2Conn *h2_client_open(Worker *w, Conn *c, const Dialling *d) noexcept nogil:
@@ -408,7 +408,7 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
     cdef H2Conn *h = e.on
     cdef Exchange *x = end.ex
     cdef H2Extra extra
-    cdef Field *key
+    cdef int key
     cdef bint whole = m.whole or m.framing == FRAMING_NONE or (
         m.framing == FRAMING_LENGTH and m.length == 0 and not m.flags & MSG_HTTP2)
     if fm_unlikely(<size_t>m.head_len + 4096 + (x.client_cert.len if x.client_cert != NULL else 0)
@@ -438,9 +438,9 @@ cdef inline int _end_head(Worker *w, End *end, Message *m) noexcept nogil:
             # RFC 8441 5: an Upgrade becomes an extended CONNECT; the key is HTTP/1.1's alone.
             extra.protocol = m.base + m.upgrade.at
             extra.protocol_len = m.upgrade.len
-            key = websocket_field(m, b"sec-websocket-key", 17)
-            if key != NULL:
-                key.flags |= FIELD_HOP
+            key = http1_field_named(m, b"sec-websocket-key", 17)
+            if key >= 0:
+                m.fields[key].flags |= FIELD_HOP
                 m.flags |= MSG_HAS_HOP
     if whole:
         e.flags |= E_OUT_DONE

@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from fastmesh.core.wire.http1_meaning cimport http1_same
+from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_same
 from fastmesh.core.wire.http1_scan cimport fm_scan_token, http1_equal
 from fastmesh.core.wire.message cimport FIELD_HOP, F_CONTENT_TYPE, F_OTHER, Field, Message
 
@@ -89,16 +89,6 @@ cdef inline int grpc_content_type(const Message *m, int *field, size_t *subtype_
     return grpc_kind(m.base + f.value_at, f.value_len, subtype_at, subtype_len)
 
 
-cdef inline int grpc_field(const Message *m, const char *name, size_t n) noexcept nogil:
-    """The first field of that name, which none of the FieldIds stands for; -1: there is none."""
-    cdef int i
-    for i in range(m.nfields):
-        if (m.fields[i].name_len == n and m.fields[i].id == F_OTHER
-                and http1_same(m.base + m.fields[i].at, name, n)):
-            return i
-    return -1
-
-
 cdef inline bint grpc_is_status(const Message *m, const Field *f) noexcept nogil:
     """Does the field tell how a call went: grpc-status, grpc-message, grpc-status-details-bin?"""
     cdef const char *name = m.base + f.at
@@ -111,7 +101,7 @@ cdef inline bint grpc_is_status(const Message *m, const Field *f) noexcept nogil
 
 cdef inline bint grpc_has_status(const Message *m) noexcept nogil:
     """Is there a grpc-status that goes on?"""
-    cdef int i = grpc_field(m, b"grpc-status", 11)
+    cdef int i = http1_field_named(m, b"grpc-status", 11)
     return i >= 0 and not m.fields[i].flags & FIELD_HOP
 
 
@@ -150,7 +140,7 @@ cdef inline bint grpc_timeout(const char *p, size_t n, uint64_t *us) noexcept no
 cdef inline int grpc_deadline(const Message *m, uint64_t *us) noexcept nogil:
     """How long the caller of a request waits: 1 and *us; 0: it does not say; -1: malformed, or said twice."""
     cdef const Field *f
-    cdef int i = grpc_field(m, b"grpc-timeout", 12)
+    cdef int i = http1_field_named(m, b"grpc-timeout", 12)
     cdef int k
     if i < 0:
         return 0

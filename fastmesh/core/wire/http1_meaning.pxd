@@ -306,3 +306,31 @@ cdef inline bint http1_host(const char *p, size_t n, size_t *host_len, int *port
     return number <= 65535
 
 
+cdef inline bint http1_offers_http(const char *p, size_t len) noexcept nogil:
+    """Is another kind of HTTP, or TLS with HTTP in it, among the protocols of an Upgrade field? Requests inside
+    a tunnel would pass no rule and no route."""
+    cdef const char *end = p + len
+    cdef size_t n
+    while p < end:
+        n = 0
+        while p + n < end and p[n] != c"," and p[n] != c"/" and p[n] != c" " and p[n] != c"\t":
+            n += 1
+        if (n == 3 and (http1_equal(p, b"h2c", 3) or http1_equal(p, b"tls", 3))
+                or n == 2 and http1_equal(p, b"h2", 2) or n == 4 and http1_equal(p, b"http", 4)):
+            return True
+        p += n
+        while p < end and p[0] != c",":
+            p += 1
+        while p < end and (p[0] == c"," or p[0] == c" " or p[0] == c"\t"):
+            p += 1
+    return False
+
+
+cdef inline int http1_field_named(const Message *m, const char *name, size_t n) noexcept nogil:
+    """The first field of that name, which none of the FieldIds stands for; -1: there is none."""
+    cdef int i
+    for i in range(m.nfields):
+        if (m.fields[i].name_len == n and m.fields[i].id == F_OTHER
+                and http1_same(m.base + m.fields[i].at, name, n)):
+            return i
+    return -1

@@ -5,21 +5,10 @@ from libc.string cimport memcpy
 
 from fastmesh.core.sys.openssl cimport EVP_Digest, EVP_sha1, RAND_bytes
 from fastmesh.core.wire.base64 cimport base64_encode
-from fastmesh.core.wire.http1_scan cimport http1_equal
-from fastmesh.core.wire.message cimport Field, Message
 
 cdef enum:
     WEBSOCKET_KEY = 24            # characters of Sec-WebSocket-Key
     WEBSOCKET_ACCEPT = 28         # and of Sec-WebSocket-Accept
-
-
-cdef inline Field *websocket_field(Message *m, const char *name, size_t n) noexcept nogil:
-    """The first field of that lower-case name; NULL: there is none."""
-    cdef int i
-    for i in range(m.nfields):
-        if m.fields[i].name_len == n and http1_equal(m.base + m.fields[i].at, name, n):
-            return &m.fields[i]
-    return NULL
 
 
 cdef inline bint websocket_key(char *out) noexcept nogil:
