@@ -259,8 +259,9 @@ cdef inline void h2_end_touch(Worker *w, H2End *e) noexcept nogil:
 
 
 cdef inline bint h2_end_backlog(const H2End *e) noexcept nogil:
-    """Is there something that the peer has not taken yet?"""
-    return e.s.out.bytes > 0 or e.on.conn.tx.bytes > 0 or e.on.conn.wire.bytes > 0
+    """Does something of it wait for the peer's window? (What the connection has queued is the others' too, and whether
+    the peer takes anything at all its PING finds out.)"""
+    return e.s.out.bytes > 0
 
 
 cdef inline void h2_end_took(Worker *w, H2End *e, int r) noexcept nogil:
