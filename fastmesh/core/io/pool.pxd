@@ -25,6 +25,10 @@ from fastmesh.core.traffic.snapshot cimport SVC_HTTP1, SVC_HTTP2, TLS_NONE
 from fastmesh.core.wire.http2 cimport h2_peer_extended
 
 
+cdef enum:
+    SPARE_MS = 100                # between connections that nobody waits for: one may fail, or be HTTP/1.1
+
+
 cdef inline bint _still_open(Conn *c) noexcept nogil:
     """An idle connection can be used: neither its end nor anything else waits to be read on it."""
     cdef char byte
@@ -113,7 +117,9 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     if offers & SPEAKS_H2:
         shared = _shared(w, u, x)
         if shared != NULL:
-            if u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and list_empty(&u.dialling):
+            if (u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and list_empty(&u.dialling)
+                    and w.now_ms >= u.spare_after_ms):
+                u.spare_after_ms = w.now_ms + SPARE_MS
                 dialling_begin(w, x, offers, &reason)     # for those that come later
             if h2_client_take(w, shared, x) != 0:
                 return -R_NO_MEMORY

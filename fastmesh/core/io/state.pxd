@@ -245,6 +245,7 @@ cdef struct Upstream:             # the connections of one worker to one endpoin
     uint32_t nconns
     uint32_t refs                 # snapshots that name it
     SSL_SESSION *session          # for the next handshake
+    uint64_t spare_after_ms       # before that no further connection is begun for those that come later
     uint32_t nh2                  # connections that speak HTTP/2 and take more requests
     uint8_t speaks                # enum Speaks: what the endpoint chose last time it had the choice; 0: not known
     char *key                     # service name, address and TLS mode: what makes it the same one in a new snapshot
