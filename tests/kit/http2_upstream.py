@@ -118,11 +118,10 @@ def _path(target: str) -> str:
 
 
 def _until_hung_up(sock: socket.socket) -> None:
-    """Until the peer, or whoever stops the server, ends the connection; nothing is read. An end that stands
-    behind bytes for which there is no room is not seen: then this is over in a while."""
+    """Until the peer, or whoever stops the server, ends the connection; nothing is read."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
-    poll.poll(DEADLINE * 1000)
+    assert poll.poll(DEADLINE * 1000), "nobody has hung up"
 
 
 def _switch(request: Request) -> bytes:
