@@ -199,6 +199,7 @@ FLOODS = [
     Flood("continuation-empty", "h2_header_flood", 5_000, _continuation(b"")),
     Flood("settings", "h2_settings_flood", 5_000, lambda number: settings([(4, 65535)]).encode()),
     Flood("settings-empty", "h2_settings_flood", 5_000, lambda number: settings().encode()),
+    Flood("ping", "h2_ping_flood", 50_000, lambda number: ping().encode()),
     Flood("data-empty", "h2_empty_flood", 10_000, _open_once(data(1))),
     Flood(
         "data-padding", "h2_empty_flood", 10_000, _open_once(Frame(Type.DATA, Flag.PADDED, 1, b"\3\0\0\0"))
