@@ -414,7 +414,8 @@ def test_a_service_that_restarts_gracefully_loses_no_call(mesh: GrpcMesh, tmp_pa
     # A service that closes while calls still come in resets the connection, and the kernel may throw its last
     # GOAWAY away with that: such a call may have been served, so nobody repeats it. All else is lost by us.
     lost = [one for one in asked if one not in ports]
-    # What the service itself has answered, as grpcio does with calls that come while it stops, is not ours either.
+    # What the service itself has answered, as grpcio does with calls that come while it stops, is not
+    # ours either.
     ours = [one for one in lost if "x-fastmesh-reason" in str(one) and "upstream_reset" not in str(one)]
     assert not ours, ours[:5]
     assert set(ports) <= set(asked)
