@@ -34,10 +34,11 @@ from kit.http2 import (
     window_update,
 )
 from kit.http2_client import Client, dial
-from kit.http2_hostile import FLOODS, GET, LARGE, POST, Attacker, Flood, bomb
+from kit.http2_hostile import FLOODS, GET, LARGE, POST, Attacker, Flood, bomb, rapid_reset
 from kit.http2_server import H2Conn, h2
 from kit.limits import SANITIZED, scaled, wait_steady
 from kit.nginx import Nginx
+from kit.pki import Pki
 from kit.ports import free_port, release_port
 from kit.proxy import Fastmesh
 from kit.upstream import ServerConn
@@ -188,6 +189,39 @@ def test_a_flood_is_cut(ground: Ground, flood: Flood) -> None:
     ground.check()
 
 
+def test_a_flood_does_not_hold_up_anybody(ground: Ground) -> None:
+    """Neighbours are answered while one connection after the other is used up."""
+    stop = threading.Event()
+
+    def attack() -> None:
+        while not stop.is_set():
+            with Attacker(ground.address) as attacker:
+                attacker.flood(FLOODS[0].step, FLOODS[0].most)
+
+    attacking = threading.Thread(target=attack)
+    attacking.start()
+    try:
+        for _ in range(scaled(100, 10)):
+            ground.neighbours()
+    finally:
+        stop.set()
+        attacking.join()
+    ground.check(2 * BOUND)
+
+
+def test_requests_that_are_reset_at_once_share_a_connection_under_way(grounds: Grounds, nginx: Nginx) -> None:
+    """They do not fill the endpoint's accept queue: who leaves leaves his connection to the next."""
+    ground = grounds(nginx.address)
+    metrics = ground.proxy.metrics()
+    before, streams = metrics.sum("upstream_connections_total"), metrics.sum("http2_streams_total")
+    count = 400
+    with Attacker(ground.address) as attacker:
+        attacker.send(b"".join(rapid_reset(number) for number in range(count)))
+        ground.proxy.wait_metric("all have come", lambda m: m.sum("http2_streams_total") >= streams + count)
+    ground.check()
+    assert ground.proxy.metrics().sum("upstream_connections_total") - before < count // 10
+
+
 def test_header_bombs_are_answered_and_nothing_is_stored(ground: Ground) -> None:
     """16 KB that stand for 64 MB of fields, again and again: 431, and the connection goes on."""
     with dial(ground.address) as client:
@@ -335,6 +369,41 @@ def test_who_takes_nothing_stalls_nobody_on_the_same_connection(ground: Ground) 
     ground.check(MIB + 64 * 80 * KIB)
 
 
+def test_who_takes_nothing_stalls_nobody_in_the_mesh(
+    grounds: Grounds, serve: Serve, pki: Pki, nginx: Nginx
+) -> None:
+    """Clients share the connections between sidecars: one that takes nothing of many answers does not keep
+    the others from theirs."""
+    mesh = {"trust_domain": "mesh.local", "pki": str(pki.path)}
+    middle, out = free_port(), free_port()
+    inside = {"name": "in", "role": "inbound", "bind": f"127.0.0.1:{middle}", "to": "app"}
+    serve(
+        {
+            **mesh,
+            "workload": "svc-b",
+            "listeners": [inside],
+            "services": {"app": {"endpoints": [nginx.address]}},
+        }
+    )
+    a = serve(
+        {
+            **mesh,
+            "workload": "svc-a",
+            "listeners": [{"name": "out", "role": "outbound", "bind": f"127.0.0.1:{out}"}],
+            "services": {"svc-b": {"endpoints": [f"127.0.0.1:{middle}"], "tls": "mesh"}},
+        }
+    )
+    ground = grounds.keep(Ground(a, ("127.0.0.1", out), "svc-b"))
+    count = 100
+    with Attacker(ground.address, [(Setting.INITIAL_WINDOW_SIZE, 0)]) as attacker:
+        attacker.send(*(headers_raw(2 * number + 1, BIG, end=True) for number in range(count)))
+        wait_steady(lambda: procfs.pss(ground.worker), "the worker's memory")
+        ground.neighbours()
+        # The window of the connection they share, and the output of each stream with one read of its source.
+        ground.bounded(2 * MIB + 16 * MIB + count * 128 * KIB)
+    ground.check(2 * MIB + 16 * MIB + count * 128 * KIB)
+
+
 def test_uploads_that_nobody_takes(grounds: Grounds, serve: Serve, upstream: Serving) -> None:
     """As much of many uploads as the windows allow, for an application that reads none of it."""
     released = threading.Event()
@@ -465,8 +534,9 @@ def test_an_endpoint_that_floods(
     with dial(("127.0.0.1", bad)) as client:
         client.open()
         answer = client.ask(1)
-        # One that has begun to answer is cut.
-        assert (answer.status, answer.ended) == ((200, False) if kind == "empty-data" else (502, True))
+        # One that has begun to answer is cut; whether it had when the flood was noticed is a matter of time.
+        cut = [(200, False)] if kind == "empty-data" else []
+        assert (answer.status, answer.ended) in [(502, True), *cut]
     assert proxy.metrics().by_reason(reason) >= 1
     ground.check()
 

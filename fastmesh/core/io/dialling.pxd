@@ -2,8 +2,11 @@
 #
 # A Dialling owns its Conn until the connection stands, with TLS if asked. Until then nobody knows what will be
 # spoken on it, so an exchange that waits has a Parked for its upstream End, which takes nothing: what the client
-# sends is kept by the exchange. Then the codec takes the Conn over, and what was kept is played into its End. A
-# Dialling that nobody waits for any more is closed.
+# sends is kept by the exchange. Then the codec takes the Conn over, and what was kept is played into its End.
+#
+# A Dialling that nobody waits for any more is left to the next exchange that needs one (Upstream.unclaimed), and is
+# spare if none comes: who asks and resets again and again is not to fill an endpoint's accept queue. There is one for
+# each Upstream at most; others are closed.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
@@ -33,12 +36,18 @@ from fastmesh.core.wire.message cimport Message
 from fastmesh.core.wire.tls cimport TLS_ALPN_H2, tls_alpn
 
 
+cdef enum:
+    UNCLAIMED_MS = 100            # a packet of an older one may be lost: the next exchange begins its own
+
+
 cdef inline Dialling *dialling_of_all(Node *n) noexcept nogil:
     return <Dialling *>(<char *>n - <size_t>&(<Dialling *>NULL).all)
 
 
 cdef inline void _free(Worker *w, Dialling *d) noexcept nogil:
     """Nobody waits any more, and the connection has another owner or none."""
+    if d.upstream.unclaimed == d:
+        d.upstream.unclaimed = NULL
     list_remove(&d.all)
     slab_put(&w.diallings, d)
 
@@ -49,6 +58,24 @@ cdef inline void dialling_close(Worker *w, Dialling *d) noexcept nogil:
     conn_close(w, d.conn)
     _free(w, d)
     upstream_left(u)
+
+
+cdef inline void _left(Worker *w, Dialling *d) noexcept nogil:
+    """The last that waited for it has gone."""
+    cdef Upstream *u = d.upstream
+    if w.draining or u.refs == 0 or dialling_unclaimed(w, u, d.offers) != NULL:
+        dialling_close(w, d)
+        return
+    if u.unclaimed != NULL:
+        dialling_close(w, u.unclaimed)
+    u.unclaimed = d
+
+
+cdef inline Dialling *dialling_unclaimed(Worker *w, Upstream *u, int offers) noexcept nogil:
+    """One that nobody waits for and that would speak exactly `offers`, begun so lately that joining it is no worse than
+    beginning another; NULL: there is none."""
+    cdef Dialling *d = u.unclaimed
+    return d if d != NULL and d.offers == offers and w.now_ms - d.begun_ms < UNCLAIMED_MS else NULL
 
 
 cdef inline void _waiting_away(Dialling *d, Node *waiting) noexcept nogil:
@@ -107,6 +134,7 @@ cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int offers, int *re
     d.pool.idle_max = s.pool_idle_max
     d.ping_ms = s.h2_ping_ms
     d.ping_timeout_ms = s.h2_ping_timeout_ms
+    d.begun_ms = w.now_ms
     d.offers = <uint8_t>offers
     list_init(&d.waiting)
     list_append(&u.dialling, &d.all)
@@ -127,6 +155,8 @@ cdef inline int dialling_wait(Worker *w, Dialling *d, Exchange *x) noexcept nogi
     p.end.ops = &w.ops.parked_end
     p.end.ex = x
     p.on = d
+    if d.upstream.unclaimed == d:
+        d.upstream.unclaimed = NULL
     list_append(&d.waiting, &p.node)
     x.up = &p.end
     x.flags |= X_PARKED
@@ -243,7 +273,7 @@ cdef inline void _end_abort(Worker *w, End *e, int reason, uint32_t code) noexce
     list_remove(&p.node)
     slab_put(&w.parked, p)
     if d != NULL and list_empty(&d.waiting):
-        dialling_close(w, d)
+        _left(w, d)
 
 
 cdef inline void _end_release(Worker *w, End *e) noexcept nogil:

@@ -10,7 +10,9 @@ from fastmesh.core.base.list cimport Node, list_empty, list_remove
 from fastmesh.core.base.reason cimport R_NO_MEMORY
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_queued_bytes
-from fastmesh.core.io.dialling cimport dialling_begin, dialling_close, dialling_of_all, dialling_wait
+from fastmesh.core.io.dialling cimport (
+    dialling_begin, dialling_close, dialling_of_all, dialling_unclaimed, dialling_wait,
+)
 from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle, h1_client_take
 from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_client_unused, h2_client_usable
 from fastmesh.core.io.h2_conn cimport h2_conn_of_pooled
@@ -137,6 +139,8 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
             x.flags |= X_REUSED
             return 0
     if d == NULL:
+        d = dialling_unclaimed(w, u, offers)
+    if d == NULL:
         d = dialling_begin(w, x, offers, &reason)
     return dialling_wait(w, d, x) if d != NULL else -reason
 
@@ -147,6 +151,8 @@ cdef inline void pool_drain(Worker *w, Upstream *u) noexcept nogil:
     cdef Node *following
     while not list_empty(&u.idle):
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
+    if u.unclaimed != NULL:
+        dialling_close(w, u.unclaimed)
     while n != &u.h2:
         following = n.next
         if h2_client_unused(h2_conn_of_pooled(n)):

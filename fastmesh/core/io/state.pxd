@@ -239,6 +239,7 @@ cdef struct Flow:
 cdef struct Upstream:             # the connections of one worker to one endpoint of one service
     Node idle                     # H1Client.idle, most recently used first
     Node dialling                 # Dialling.all: connections under way
+    Dialling *unclaimed           # of these, the one whose exchange has gone and that the next may have; NULL: none
     Node h2                       # H2Conn.pooled
     Node all                      # on w.upstreams
     uint32_t nidle
@@ -301,6 +302,7 @@ cdef struct Dialling:             # a connection to an endpoint under way
     PoolConf pool
     uint32_t ping_ms              # as in H2Conn
     uint32_t ping_timeout_ms
+    uint64_t begun_ms
     uint8_t offers                # enum Speaks: what we would speak
 
 cdef enum Speaks:                 # as the bits TLS_ALPN_*
