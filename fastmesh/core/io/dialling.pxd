@@ -5,24 +5,26 @@
 # sends is kept by the exchange. Then the codec takes the Conn over, and what was kept is played into its End.
 #
 # A Dialling that nobody waits for any more is left to the next exchange that needs one (Upstream.unclaimed), and is
-# spare if none comes: who asks and resets again and again is not to fill an endpoint's accept queue. There is one for
-# each Upstream at most; others are closed.
+# spare if none comes: who asks and resets again and again is not to fill an endpoint's accept queue. Each Upstream has
+# UNCLAIMED_MAX at most; the oldest are closed.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
-from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_remove
+from fastmesh.core.base.list cimport Node, list_append, list_empty, list_init, list_push, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
     R_CONNECT_TIMEOUT, R_IDENTITY_EXPIRED, R_NO_MEMORY, R_UPSTREAM_CLOSED, R_UPSTREAM_NOT_HTTP2,
     R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.age cimport identity_over
-from fastmesh.core.io.connection cimport conn_close
+from fastmesh.core.io.connection cimport conn_close, conn_deadline
 from fastmesh.core.io.exchange cimport exchange_dial_again, exchange_play, exchange_upstream_failed
-from fastmesh.core.io.h1_client cimport h1_client_open, h1_client_spare, h1_client_take, h1_client_tunnel
+from fastmesh.core.io.h1_client cimport (
+    h1_client_destroy, h1_client_open, h1_client_spare, h1_client_take, h1_client_tunnel,
+)
 from fastmesh.core.io.h2_client cimport (
-    h2_client_must_wait, h2_client_open, h2_client_take, h2_client_usable, h2_client_wait,
+    h2_client_must_wait, h2_client_open, h2_client_spare, h2_client_take, h2_client_usable, h2_client_wait,
 )
 from fastmesh.core.io.parked cimport parked_next, parked_of
 from fastmesh.core.io.state cimport (
@@ -38,16 +40,26 @@ from fastmesh.core.wire.tls cimport TLS_ALPN_H2, tls_alpn
 
 cdef enum:
     UNCLAIMED_MS = 100            # a packet of an older one may be lost: the next exchange begins its own
+    UNCLAIMED_MAX = 64
 
 
 cdef inline Dialling *dialling_of_all(Node *n) noexcept nogil:
     return <Dialling *>(<char *>n - <size_t>&(<Dialling *>NULL).all)
 
 
+cdef inline Dialling *_of_left(Node *n) noexcept nogil:
+    return <Dialling *>(<char *>n - <size_t>&(<Dialling *>NULL).left)
+
+
+cdef inline void _claim(Dialling *d) noexcept nogil:
+    if node_linked(&d.left):
+        list_remove(&d.left)
+        d.upstream.nunclaimed -= 1
+
+
 cdef inline void _free(Worker *w, Dialling *d) noexcept nogil:
     """Nobody waits any more, and the connection has another owner or none."""
-    if d.upstream.unclaimed == d:
-        d.upstream.unclaimed = NULL
+    _claim(d)
     list_remove(&d.all)
     slab_put(&w.diallings, d)
 
@@ -63,19 +75,41 @@ cdef inline void dialling_close(Worker *w, Dialling *d) noexcept nogil:
 cdef inline void _left(Worker *w, Dialling *d) noexcept nogil:
     """The last that waited for it has gone."""
     cdef Upstream *u = d.upstream
-    if w.draining or u.refs == 0 or dialling_unclaimed(w, u, d.offers) != NULL:
+    if w.draining or u.refs == 0:
         dialling_close(w, d)
         return
-    if u.unclaimed != NULL:
-        dialling_close(w, u.unclaimed)
-    u.unclaimed = d
+    if u.nunclaimed == UNCLAIMED_MAX:
+        dialling_close(w, _of_left(u.unclaimed.prev))
+    list_push(&u.unclaimed, &d.left)
+    u.nunclaimed += 1
+
+
+cdef inline bint dialling_stale(Worker *w, Dialling *d) noexcept nogil:
+    """Nobody waits for it, and beginning another is better than joining it."""
+    return node_linked(&d.left) and w.now_ms - d.begun_ms >= UNCLAIMED_MS
 
 
 cdef inline Dialling *dialling_unclaimed(Worker *w, Upstream *u, int offers) noexcept nogil:
-    """One that nobody waits for and that would speak exactly `offers`, begun so lately that joining it is no worse than
-    beginning another; NULL: there is none."""
-    cdef Dialling *d = u.unclaimed
-    return d if d != NULL and d.offers == offers and w.now_ms - d.begun_ms < UNCLAIMED_MS else NULL
+    """One that nobody waits for and that would speak exactly `offers`; NULL: there is none."""
+    cdef Node *n = u.unclaimed.next
+    while n != &u.unclaimed:
+        if _of_left(n).offers == offers and not dialling_stale(w, _of_left(n)):
+            return _of_left(n)
+        n = n.next
+    return NULL
+
+
+cdef inline bint dialling_any(Upstream *u) noexcept nogil:
+    """One is under way that is for somebody, or for those that come later."""
+    cdef Node *n = u.dialling.next
+    while n != &u.dialling and node_linked(&dialling_of_all(n).left):
+        n = n.next
+    return n != &u.dialling
+
+
+cdef inline void dialling_close_unclaimed(Worker *w, Upstream *u) noexcept nogil:
+    while not list_empty(&u.unclaimed):
+        dialling_close(w, _of_left(u.unclaimed.next))
 
 
 cdef inline void _waiting_away(Dialling *d, Node *waiting) noexcept nogil:
@@ -155,8 +189,11 @@ cdef inline int dialling_wait(Worker *w, Dialling *d, Exchange *x) noexcept nogi
     p.end.ops = &w.ops.parked_end
     p.end.ex = x
     p.on = d
-    if d.upstream.unclaimed == d:
-        d.upstream.unclaimed = NULL
+    if node_linked(&d.left):
+        _claim(d)
+        if d.conn.flags & C_CONNECTING:          # how long it takes is up to whom it is for
+            conn_deadline(w, d.conn, x.service.connect_timeout_ms)
+    d.tunnel = x.flags & X_TUNNEL != 0
     list_append(&d.waiting, &p.node)
     x.up = &p.end
     x.flags |= X_PARKED
@@ -191,6 +228,9 @@ cdef inline void _ready_h2(Worker *w, Dialling *d) noexcept nogil:
         return
     _waiting_away(d, &waiting)
     _free(w, d)
+    if list_empty(&waiting):
+        h2_client_spare(w, h)
+        return
     while True:
         if not list_empty(&waiting) and h2_client_must_wait(h, parked_of(waiting.next).end.ex):
             h2_client_wait(h, parked_of(waiting.next))
@@ -208,6 +248,7 @@ cdef inline void _ready_h1(Worker *w, Dialling *d) noexcept nogil:
     """The first that waits gets it; the others, who had hoped to share it, one of their own."""
     cdef Node waiting
     cdef Exchange *x
+    cdef bint tunnel = d.tunnel
     cdef H1Client *h = h1_client_open(w, d.conn, d.upstream, &d.pool)
     if h == NULL:
         _failed(w, d.conn, R_NO_MEMORY)
@@ -216,7 +257,10 @@ cdef inline void _ready_h1(Worker *w, Dialling *d) noexcept nogil:
     _free(w, d)
     x = parked_next(w, &waiting)
     if x == NULL:
-        h1_client_spare(w, h)
+        if tunnel:
+            h1_client_destroy(w, h)
+        else:
+            h1_client_spare(w, h)
         return
     h1_client_take(w, h, x)
     if x.flags & X_TUNNEL:

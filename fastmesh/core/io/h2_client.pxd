@@ -118,8 +118,8 @@ cdef inline void h2_client_retire(Worker *w, H2Conn *h) noexcept nogil:
         h.state = H2_LEFT
 
 
-cdef inline void _idle(Worker *w, H2Conn *h) noexcept nogil:
-    """No stream is left."""
+cdef inline void h2_client_spare(Worker *w, H2Conn *h) noexcept nogil:
+    """No stream is on it: it stays for a while, if it may."""
     if h.state == H2_DISCARD or not list_empty(&h.waiting):
         return
     if h.state == H2_LEFT or w.draining or h.pool.idle_max == 0 or not node_linked(&h.pooled):
@@ -132,7 +132,7 @@ cdef inline void _free_end(Worker *w, H2End *e) noexcept nogil:
     cdef H2Conn *h = e.on
     h2_end_free(w, e)
     if h.nstreams == 0:
-        _idle(w, h)
+        h2_client_spare(w, h)
 
 
 cdef inline int h2_client_take(Worker *w, H2Conn *h, Exchange *x) noexcept nogil:
@@ -231,7 +231,7 @@ cdef inline void _bad(H2 *h2, H2Stream *s, int reason) noexcept nogil:
     e.end.ex = NULL
     h2_end_drop(w, e, H2_PROTOCOL_ERROR)
     if e.on.nstreams == 0:
-        _idle(w, e.on)
+        h2_client_spare(w, e.on)
     if x != NULL:
         exchange_upstream_failed(w, x, reason, True)
 
@@ -384,7 +384,7 @@ cdef inline void stream_timer(void *worker, Timer *t) noexcept nogil:
     if x == NULL:
         h2_end_drop(w, e, H2_CANCEL)             # it does not take the rest of the request
         if h.nstreams == 0:
-            _idle(w, h)
+            h2_client_spare(w, h)
         return
     if e.s.held:
         h2_end_timeout(w, e, e.idle_ms)          # the client is slow to read: its clock runs
@@ -397,7 +397,7 @@ cdef inline void stream_timer(void *worker, Timer *t) noexcept nogil:
     e.end.ex = NULL
     h2_end_drop(w, e, H2_CANCEL)
     if h.nstreams == 0:
-        _idle(w, h)
+        h2_client_spare(w, h)
     exchange_upstream_failed(w, x, reason, True)
 
 
@@ -462,7 +462,7 @@ cdef inline void _end_abort(Worker *w, End *end, int reason, uint32_t code) noex
     cdef H2Conn *h = e.on
     h2_end_drop(w, e, code if code else H2_CANCEL)
     if h.nstreams == 0:
-        _idle(w, h)
+        h2_client_spare(w, h)
 
 
 cdef inline void h2_client_init(ConnOps *ops, EndOps *end, H2Hooks *hooks) noexcept nogil:

@@ -82,6 +82,7 @@ cdef inline Upstream *_upstream(Worker *w, dict pools, bytes key) except NULL:
         memcpy(u.key, <char *>key, len(key))
         list_init(&u.idle)
         list_init(&u.dialling)
+        list_init(&u.unclaimed)
         list_init(&u.h2)
         list_append(&w.upstreams, &u.all)
         pools[key] = <size_t>u

@@ -11,7 +11,8 @@ from fastmesh.core.base.reason cimport R_NO_MEMORY
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_queued_bytes
 from fastmesh.core.io.dialling cimport (
-    dialling_begin, dialling_close, dialling_of_all, dialling_unclaimed, dialling_wait,
+    dialling_any, dialling_begin, dialling_close, dialling_close_unclaimed, dialling_of_all, dialling_stale,
+    dialling_unclaimed, dialling_wait,
 )
 from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle, h1_client_take
 from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_client_unused, h2_client_usable
@@ -83,11 +84,11 @@ cdef inline H2Conn *_shared(Worker *w, Upstream *u, const Exchange *x) noexcept 
     return best
 
 
-cdef inline Dialling *_joinable(Upstream *u) noexcept nogil:
+cdef inline Dialling *_joinable(Worker *w, Upstream *u) noexcept nogil:
     """A connection under way that may turn out to be one to share."""
     cdef Node *n = u.dialling.next
     while n != &u.dialling:
-        if dialling_of_all(n).offers & SPEAKS_H2:
+        if dialling_of_all(n).offers & SPEAKS_H2 and not dialling_stale(w, dialling_of_all(n)):
             return dialling_of_all(n)
         n = n.next
     return NULL
@@ -119,7 +120,7 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     if offers & SPEAKS_H2:
         shared = _shared(w, u, x)
         if shared != NULL:
-            if (u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and list_empty(&u.dialling)
+            if (u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and not dialling_any(u)
                     and w.now_ms >= u.spare_after_ms):
                 u.spare_after_ms = w.now_ms + SPARE_MS
                 dialling_begin(w, x, offers, &reason)     # for those that come later
@@ -131,7 +132,7 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
         if x.flags & X_EXTENDED and offers & SPEAKS_H1:
             offers = SPEAKS_H1                   # whether the endpoint takes them over HTTP/2 is not known yet
         elif u.speaks != SPEAKS_H1 or not offers & SPEAKS_H1:
-            d = _joinable(u)
+            d = _joinable(w, u)
     if offers & SPEAKS_H1 and not x.flags & (X_FRESH | X_TUNNEL):
         h = _pooled(w, u)
         if h != NULL:
@@ -151,8 +152,7 @@ cdef inline void pool_drain(Worker *w, Upstream *u) noexcept nogil:
     cdef Node *following
     while not list_empty(&u.idle):
         h1_client_destroy(w, h1_client_of_idle(u.idle.next))
-    if u.unclaimed != NULL:
-        dialling_close(w, u.unclaimed)
+    dialling_close_unclaimed(w, u)
     while n != &u.h2:
         following = n.next
         if h2_client_unused(h2_conn_of_pooled(n)):

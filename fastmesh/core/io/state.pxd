@@ -239,17 +239,20 @@ cdef struct Flow:
 cdef struct Upstream:             # the connections of one worker to one endpoint of one service
     Node idle                     # H1Client.idle, most recently used first
     Node dialling                 # Dialling.all: connections under way
-    Dialling *unclaimed           # of these, the one whose exchange has gone and that the next may have; NULL: none
+    Node unclaimed                # Dialling.left: of these, what nobody waits for any more, newest first
     Node h2                       # H2Conn.pooled
     Node all                      # on w.upstreams
     uint32_t nidle
+    uint32_t nunclaimed
     uint32_t nconns
     uint32_t refs                 # snapshots that name it
     SSL_SESSION *session          # for the next handshake
     uint64_t spare_after_ms       # before that no further connection is begun for those that come later
     uint32_t nh2                  # connections that speak HTTP/2 and take more requests
     uint8_t speaks                # enum Speaks: what the endpoint chose last time it had the choice; 0: not known
-    char *key                     # service name, address and TLS mode: what makes it the same one in a new snapshot
+    # Service name, address and TLS mode: what makes it the same one in a new snapshot. With TLS_MESH it ends with the
+    # SPIFFE ID that the endpoint must prove.
+    char *key
 
 cdef struct Listener:
     Source src                    # first
@@ -298,12 +301,14 @@ cdef struct Dialling:             # a connection to an endpoint under way
     Upstream *upstream
     Node all                      # on Upstream.dialling
     Node waiting                  # Parked.node: the exchanges that are to have it
+    Node left                     # on Upstream.unclaimed
     ServiceRow *row               # of the service that dialled; in memory that outlives it
     PoolConf pool
     uint32_t ping_ms              # as in H2Conn
     uint32_t ping_timeout_ms
     uint64_t begun_ms
     uint8_t offers                # enum Speaks: what we would speak
+    uint8_t tunnel                # the last that came to wait wants a tunnel, which no pooled connection becomes
 
 cdef enum Speaks:                 # as the bits TLS_ALPN_*
     SPEAKS_H1 = 1

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
+from libc.string cimport strlen
 
 from fastmesh.core.base.list cimport list_remove
 from fastmesh.core.base.reason cimport (
@@ -106,7 +107,8 @@ cdef inline int upstream_tls(
     """Speak TLS on `c` once it is connected; the peer must prove the service's identity, or its server's name. `mask`:
     what may be agreed on (bits of tls_open). 0 or a reason."""
     cdef void *ctx = s.tls_ctx if s.tls == TLS_PUBLIC else snapshot.client_ctx
-    cdef const char *id = NULL if s.tls == TLS_PUBLIC else s.spiffe_id.ptr
+    # Lent until the handshake is over, which may be later than the snapshot's end: the key ends with it.
+    cdef const char *id = NULL if s.tls == TLS_PUBLIC else u.key + strlen(u.key) - s.spiffe_id.len
     c.tls.session_slot = &u.session
     if ctx == NULL or tls_open(
             &w.tls, &c.tls, <SSL_CTX *>ctx, False, id, s.spiffe_id.len if id != NULL else 0, u.session, mask) != 0:
