@@ -557,9 +557,10 @@ def test_client_that_half_closes_inside_a_body_is_not_forwarded_as_complete(lane
         seen_end.set()
 
     here = lane()
-    here.upstream(script)
+    server = here.upstream(script)
     with here.client() as client:
         client.send(request("POST", headers=[("Content-Length", "100000")]), b"x" * 70000)
+        server.wait_requests(1)
         client.shutdown()
         assert seen_end.wait(10), "the upstream must learn that the request was cut short"
 

@@ -235,11 +235,11 @@ class _Run:
             return
         client.fence()
         conditions = [one for conditions in case.expect + case.departs for one in conditions]
-        if not any(one.what in ("ignored", "served") for one in conditions):
-            for stream in {one.stream for one in conditions} - {0}:
-                answer = client.answer(stream)
-                over = partial(self.over, answer)
-                client.until(over, f"the end of stream {stream}")
+        open_ended = any(one.what in ("ignored", "served") for one in conditions)
+        ending = {one.stream for one in conditions if one.what == "answered" or not open_ended}
+        for stream in ending - {0}:
+            over = partial(self.over, client.answer(stream))
+            client.until(over, f"the end of stream {stream}")
         if case.after == "request" and not self.given_up():
             self.after = self.next
             fields = http2.request(path=AFTER, scheme=self.scheme)
