@@ -299,6 +299,40 @@ def test_both_sidecars_drain_at_once(serve: Serve, upstream: Serving, pki: Pki) 
         assert mesh.a.wait() == mesh.b.wait() == 0
 
 
+def test_a_drain_waits_with_who_waits_for_settings(serve: Serve, upstream: Serving) -> None:
+    """A WebSocket over HTTP/2 waits for the endpoint to allow it (RFC 8441); its connection is not idle."""
+    asked, go = threading.Event(), threading.Event()
+
+    def switch(conn: H2Conn) -> None:
+        seen = conn.next_request()
+        assert seen is not None
+        conn.head(seen, 200)
+        conn.whole(seen)
+        conn.data(seen, b"", end=True)
+        conn.until_closed()
+
+    def late(conn: ServerConn) -> None:
+        while len(conn.buffer) < 24:  # the preface
+            assert conn.fill()
+        asked.set()
+        assert go.wait(2 * DEADLINE)
+        h2(switch, settings={"ENABLE_CONNECT_PROTOCOL": 1})(conn)
+
+    server = upstream(late)
+    proxy, address = edge(serve, f"127.0.0.1:{server.address[1]}", service={"protocol": "http2"})
+    fields = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
+    with connect(address) as client:
+        client.send(request1(headers=[*fields, ("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==")]))
+        assert asked.wait(DEADLINE)
+        proxy.terminate()
+        wait_until(lambda: refused(address), "the listener to close")
+        go.set()
+        assert client.read_response_head().status == 101
+        client.shutdown()  # each half of a tunnel ends by itself
+        assert client.read_to_end() == b""
+    assert proxy.wait() == 0
+
+
 # killing
 
 
