@@ -206,7 +206,7 @@ def test_such_sockets_without_the_right_to():
 def test_a_set_says_that_the_method_cannot_change():
     listeners = ListenerSet(Activation({}))
     listeners.extend([{"name": "out", "bind": LOOPBACK}])
-    with pytest.raises(ListenError, match="out has moved to another `intercept.method`.*restart"):
+    with pytest.raises(ListenError, match=r"out has moved to another `intercept.method`.*restart"):
         listeners.extend([{"name": "out", "bind": {**LOOPBACK, "transparent": True}}])
     listeners.close()
 
