@@ -43,9 +43,7 @@ from fastmesh.core.traffic.counters cimport (
     area_worker, latency_bound_us,
 )
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
-from fastmesh.core.traffic.destination cimport (
-    DEST_INET, DEST_INET6, DEST_NONE, DEST_SLOT, Destination, DestinationEntry,
-)
+from fastmesh.core.traffic.destination cimport DEST_INET, DEST_INET6, DEST_NONE, DEST_SLOT, Destination
 from fastmesh.core.traffic.learned cimport DETECT_BUCKETS, Detection, LEARNED_MAX, Learned, detect_bound_ms
 from fastmesh.core.traffic.transparent cimport Choice, choose, choose_unknown, route_original, sharer_by_name
 from fastmesh.core.traffic.policy_judge cimport ALLOWED, DENIED, Decision, NO_VERDICT
@@ -738,12 +736,17 @@ cdef class Worker:
             if http and conf.transparent:
                 service = route_original(
                     s, conf, &wanted, destination is None, m.base + m.authority.at, m.authority.len)
+                if service == NULL and choice.shared != NULL:
+                    choose_unknown(s, conf, &choice)        # as the first request of a connection
+                    http = False
+                    r = -choice.reason
+                    service = &s.services[s.passthrough] if r == 0 else NULL
             elif http:
                 service = route(s, conf, m.base + m.authority.at, m.authority.len)
             elif to >= 0:
                 service = &s.services[to]
             if service == NULL:
-                r = -R_NO_SERVICE
+                r = r or -R_NO_SERVICE
             elif http:
                 r = admit(&w.policy, conf, service, &caller, w.loads, m, &decision)
             else:

@@ -251,10 +251,11 @@ def _health(
         endpoint["health"] = slots[key_of(service, endpoint)]
 
 
-def _health_check(check: HealthCheck | None) -> dict[str, Any] | None:
+def _health_check(config: Config, check: HealthCheck | None) -> dict[str, Any] | None:
     if check is None:
         return None
     return {
+        **mark(config),
         "path": check.path,
         "grpc": check.grpc,
         "interval_ms": check.interval,
@@ -356,7 +357,7 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
         "protocol": service.protocol,
         "mesh_connections": service.mesh_connections,
         "http2": _pings(service.http2 or ServiceHttp2()),
-        "health_check": _health_check(service.health_check),
+        "health_check": _health_check(config, service.health_check),
         "connect_timeout_ms": service.connect_timeout,
         "response_timeout_ms": service.response_timeout,
         "pool_idle_max": service.pool.idle_max,

@@ -177,6 +177,23 @@ def test_the_listener_itself_is_no_destination(host: Namespace, serve: Serve, fa
     assert proxy.metrics().sum("upstream_connections_total") == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@families
+def test_rules_that_bring_our_own_connections_back(
+    host: Namespace, serve: Serve, upstream: Serving, workers: int, family: int
+) -> None:
+    """Without an exception for our mark: known by both their ends, before the descriptors run out."""
+    upstream(echo, address=(HOSTS[family], 7))
+    host.run("nft", "flush", "ruleset")
+    host.nft(RULES.replace(f"meta mark {MARK} return", ""))
+    proxy = serve(config({"web": {"endpoints": [at(HOSTS[family], 80)], "protocol": "tcp"}}), workers=workers)
+    for port in (7, 80):
+        with connect((HOSTS[family], port)) as client:
+            client.expect_close()
+    metrics = proxy.wait_metric("counted", lambda m: m.by_reason("loop") == 2)
+    assert metrics.sum("upstream_connections_total") <= 2 * workers
+
+
 def shared(**more: Any) -> dict[str, Any]:
     """Two services behind one address."""
     return config(

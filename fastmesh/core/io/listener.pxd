@@ -23,8 +23,8 @@ from libc.string cimport memcmp, memset
 from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.rate cimport rate_allows, rate_key
 from fastmesh.core.base.reason cimport (
-    R_DOWNSTREAM_CLOSED, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_NO_MEMORY, R_OVERLOADED, R_TLS_BUSY, R_TLS_HANDSHAKE,
-    R_TLS_IDENTITY, R_TLS_NOT_TLS, R_TLS_RATE, R_TLS_TIMEOUT,
+    R_DOWNSTREAM_CLOSED, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT, R_LOOP, R_NO_MEMORY, R_OVERLOADED, R_TLS_BUSY,
+    R_TLS_HANDSHAKE, R_TLS_IDENTITY, R_TLS_NOT_TLS, R_TLS_RATE, R_TLS_TIMEOUT,
 )
 from fastmesh.core.base.shared cimport shared_get
 from fastmesh.core.base.timer cimport Timer, timer_start, timer_stop
@@ -32,6 +32,7 @@ from fastmesh.core.io.age cimport conn_expires, conn_suffices, identity_over
 from fastmesh.core.io.connection cimport conn_close, conn_deadline
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.downstream cimport DRAIN_GRACE_MS, downstream_forget, peer_certificate, peer_facts, peer_text
+from fastmesh.core.io.dialled cimport dialled_by_us
 from fastmesh.core.io.h1_server cimport h1_server_open
 from fastmesh.core.io.h2_server cimport h2_server_open
 from fastmesh.core.io.handover cimport (
@@ -53,7 +54,7 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.counters cimport (
     K_DETECT_SKIPPED, K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED, K_HANDED_IN, area_detection,
 )
-from fastmesh.core.traffic.destination cimport Destination
+from fastmesh.core.traffic.destination cimport Destination, destination_loopback
 from fastmesh.core.traffic.learned cimport detect_observe, learned_server_first, learned_timeout
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
@@ -220,6 +221,9 @@ cdef inline bint _arrival(Worker *w, Conn *c, Arrival *a) noexcept nogil:
         return False
     a.own = is_own(&l.bound, &a.to)
     choose(l.snapshot, l.conf, &a.to, a.own, &a.choice)
+    # Inbound a peer may be us, by way of the network; the application is dialled at loopback.
+    if (l.conf.outbound or destination_loopback(&a.to)) and dialled_by_us(w, c.src.fd, &a.to):
+        a.choice.reason = R_LOOP
     return True
 
 

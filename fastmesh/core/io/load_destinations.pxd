@@ -2,7 +2,7 @@
 #
 # What a service says in `addresses` counts more than where the endpoints of another happen to be.
 
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint8_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from fastmesh.core.io.load_block cimport _block

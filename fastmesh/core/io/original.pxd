@@ -61,7 +61,7 @@ cdef inline int destination_text(const Destination *d, char *out) noexcept nogil
 
 
 cdef inline bint is_own(const Destination *bound, const Destination *to) noexcept nogil:
-    """Is `to` the listening socket that is bound to `bound`? That may be all addresses of this host."""
+    """Is `to` the listening socket that is bound to `bound`? That may be all addresses of this host, of IPv4 too."""
     cdef Destination any_address
     if to.port != bound.port:
         return False
@@ -77,11 +77,14 @@ cdef inline bint original_destination(int fd, const Destination *bound, Destinat
     and nobody knows."""
     cdef sockaddr_storage address
     cdef socklen_t size = sizeof(sockaddr_storage)
-    if getsockopt(
-            fd, SOL_IP if bound.family == DEST_INET else SOL_IPV6,
-            SO_ORIGINAL_DST if bound.family == DEST_INET else IP6T_SO_ORIGINAL_DST, &address, &size) != 0:
+    cdef bint found = False
+    if bound.family == DEST_INET6:
+        found = getsockopt(fd, SOL_IPV6, IP6T_SO_ORIGINAL_DST, &address, &size) == 0
         size = sizeof(sockaddr_storage)
-        if getsockname(fd, <sockaddr *>&address, &size) != 0:
-            return False
+    if not found:                                # also IPv4 on a socket for both
+        found = getsockopt(fd, SOL_IP, SO_ORIGINAL_DST, &address, &size) == 0
+        size = sizeof(sockaddr_storage)
+    if not found and getsockname(fd, <sockaddr *>&address, &size) != 0:
+        return False
     destination_of(&address, out)
     return out.family != DEST_NONE

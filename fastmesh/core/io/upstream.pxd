@@ -11,6 +11,7 @@ from fastmesh.core.base.reason cimport (
     R_OVERLOADED, R_UPSTREAM_TLS_HANDSHAKE,
 )
 from fastmesh.core.io.age cimport conn_expires
+from fastmesh.core.io.dialled cimport dialled
 from fastmesh.core.io.connection cimport conn_deadline, conn_resume_later
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.state cimport (
@@ -142,6 +143,8 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
         w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
         c_close(fd)
         return NULL
+    if fm_unlikely(w.snapshot.mark) and family != AF_UNIX:
+        dialled(w, fd, <const sockaddr_storage *>address)
     c = conn_open(w, fd, flags)
     if c == NULL:
         c_close(fd)

@@ -52,6 +52,13 @@ cdef inline bint destination_equal(const Destination *a, const Destination *b) n
     return memcmp(a, b, sizeof(Destination)) == 0
 
 
+cdef inline bint destination_loopback(const Destination *d) noexcept nogil:
+    """127.0.0.0/8, ::1."""
+    if d.family == DEST_INET:
+        return d.address[0] == 127
+    return d.family == DEST_INET6 and memcmp(d.address, b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01", 16) == 0
+
+
 cdef inline DestinationEntry *destination_slot(const Destinations *t, const Destination *d) noexcept nogil:
     """The entry of just `d`, or the free one where it belongs. The table is never full."""
     cdef uint32_t at = destination_hash(d) & t.mask

@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t, uint8_t
 
 from fastmesh.core.base.reason cimport R_LOOP, R_NO_SERVICE, R_UNKNOWN_DESTINATION
 from fastmesh.core.traffic.destination cimport (
-    DEST_NONE, DEST_SHARED, Destination, DestinationEntry, destination_find, destination_sharer,
+    DEST_SHARED, Destination, DestinationEntry, destination_find, destination_sharer,
 )
 from fastmesh.core.traffic.route cimport host_length, service_by_name
 from fastmesh.core.traffic.snapshot cimport (
