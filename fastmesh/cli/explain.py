@@ -23,6 +23,7 @@ from fastmesh.certs import spiffe
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
 from fastmesh.config import ConfigErrors, find_config, load, make_snapshot
 from fastmesh.config.roles import leading_to, service_alpn
+from fastmesh.config.transparent import PASSTHROUGH
 
 TCP: Final = "TCP"
 # The schemes of what is asked, and which of them say that the caller speaks TLS.
@@ -120,9 +121,12 @@ def explain(
         return result | nothing | {"reason": refused, "allowed": False}
     if secure and listener["tls"] in ("none", "passthrough"):
         data = _hello(parts.hostname or "")
+    wanted = _destination(snapshot, listener, parts)
     answer: dict[str, Any] = _worker(snapshot).explain(
-        listener["name"], data, shown, None if unix else _address(source), listener["bind"]["port"]
+        listener["name"], data, shown, None if unix else _address(source), listener["bind"]["port"], wanted
     )
+    if answer["service"] == PASSTHROUGH and wanted is not None:
+        answer["endpoints"] = [_bind({"host": wanted[0], "port": wanted[1]})]
     speaks: list[str] = []
     if answer["protocol"] == "http" and answer["reason"] is None:
         (service,) = [one for one in snapshot["services"] if one["name"] == answer["service"]]
@@ -145,7 +149,7 @@ def _is_grpc(headers: tuple[str, ...], grpc_web: bool) -> bool:
 
 def _spoken(service: dict[str, Any], alpn: list[str], grpc: bool) -> list[str]:
     """What an endpoint of the service is spoken to in, by the names of ALPN; with two it has the choice."""
-    if service["protocol"] != "auto":
+    if service["protocol"] not in ("auto", "tcp"):
         return ["http/1.1" if service["protocol"] == "http1" else "h2"]
     if service["tls"] == "none":
         return ["h2" if grpc else "http/1.1"]
@@ -280,6 +284,28 @@ def _head(method: str, url: str, netloc: str, headers: tuple[str, ...]) -> bytes
         fields.insert(0, ("Host", netloc))
     lines = [f"{method} {target} HTTP/1.1", *(f"{field}: {value}" for field, value in fields), ""]
     return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _destination(
+    snapshot: dict[str, Any], listener: dict[str, Any], parts: SplitResult
+) -> tuple[str, int] | None:
+    """Where the client of a transparent listener wants to go: an address of the URL, or of the service that
+    the URL names."""
+    if not listener.get("transparent"):
+        return None
+    host = parts.hostname or ""
+    port = parts.port or (443 if SCHEMES[parts.scheme] else 80)
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(host)), port
+    if listener["role"] == "inbound":
+        return "127.0.0.1", port  # only the port counts
+    for service in snapshot["services"]:
+        if service["name"] == host:
+            for one in (*service.get("addresses", ()), *service["endpoints"]):
+                if one["family"] != "unix" and (parts.port is None or one["port"] in (0, parts.port)):
+                    return one["host"], one["port"] or port
+    what = f"{host!r} is neither an IP address nor a service with the address that is dialled"
+    raise click.BadParameter(f"{what}: a transparent listener knows destinations", param_hint="URL")
 
 
 def _bind(bind: dict[str, Any]) -> str:

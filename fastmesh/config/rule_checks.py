@@ -161,6 +161,8 @@ class _Owner:
             return
         if not binds or len(binds) != len(self.listeners):
             return
+        if any(one.transparent is not False for one in self.listeners):
+            return  # the port that the client wanted
         known = {bind.port for bind in binds if bind.path is None}
         if 0 in known or any(port in known for port in rule.ports):
             return

@@ -129,7 +129,12 @@ class Rule(Section, frozen=True, kw_only=True):
     ] = None
     ports: Annotated[
         list[Port] | None,
-        Meta(min_length=1, description="Local ports that the caller connected to.", examples=[[8080]]),
+        Meta(
+            min_length=1,
+            description="Local ports that the caller connected to; of transparent listeners those that it "
+            "wanted.",
+            examples=[[8080]],
+        ),
     ] = None
     sources: Annotated[
         list[Cidr] | None,

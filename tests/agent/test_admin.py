@@ -43,7 +43,7 @@ def test_the_index_names_the_endpoints(served: Agent) -> None:
     answer = served.get("/")
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    for path in ("/healthz", "/readyz", "/metrics", "/config"):
+    for path in ("/healthz", "/readyz", "/metrics", "/services", "/config"):
         assert path in answer.text
         assert served.get(path).status == 200
 

@@ -501,3 +501,50 @@ def test_what_is_told_of_opaque_bytes(tmp_path: Path) -> None:
 def test_a_host_of_ones_own() -> None:
     code, result = explained("-c", EXAMPLES / "mesh-a.yaml", "-H", "host: SVC-B.", "GET", "http://nobody/x")
     assert (code, result["service"]) == (0, "svc-b")
+
+
+TRANSPARENT = """
+workload: svc-a
+trust_domain: mesh.local
+pki: pki
+intercept: {inbound: {ports: [8080, 5432]}}
+listeners:
+  - {name: out, role: outbound, bind: 127.0.0.1:15001, transparent: true, unknown: UNKNOWN}
+  - {name: in, role: inbound, bind: 0.0.0.0:15006, transparent: true, ports: {5432: tcp}}
+services:
+  web: {addresses: [10.77.0.2:80], endpoints: [10.77.0.2:15006]}
+  one: {addresses: [10.77.0.3:80], endpoints: [10.77.0.4]}
+  two: {addresses: [10.77.0.3:80], endpoints: [10.77.0.5:80]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (("--from", "svc-a", "GET", "http://10.77.0.2/"), ("out", "http", "web", None)),
+        (("--from", "svc-a", "GET", "http://web/"), ("out", "http", "web", None)),
+        (("--from", "svc-a", "GET", "http://10.77.0.2:81/"), ("out", "opaque", "outbound:passthrough", None)),
+        (("--from", "svc-a", "GET", "http://10.77.0.3/", "-H", "Host: two"), ("out", "http", "two", None)),
+        (("--from", "svc-a", "GET", "http://10.77.0.3/"), ("out", "opaque", "outbound:passthrough", None)),
+        (("--from", "svc-a", "TCP", "tls://one"), ("out", "opaque", "one", None)),
+        (("--from", "svc-a", "GET", "http://10.77.0.4:99/"), ("out", "http", "one", None)),
+        (("--from", "svc-b", "GET", "http://svc-a:8080/"), ("in", "http", "inbound:8080", None)),
+        (("--from", "svc-b", "TCP", "tcp://svc-a:5432"), ("in", "opaque", "inbound:5432", None)),
+        (("--from", "svc-b", "GET", "http://svc-a:8081/"), ("in", "opaque", None, "no_service")),
+    ],
+)
+def test_transparent_listeners(
+    tmp_path: Path, args: tuple[str, ...], wanted: tuple[str, str, str | None, str | None]
+) -> None:
+    """Where the client wanted to go decides; a name stands for the service's address."""
+    file = tmp_path / "fastmesh.yaml"
+    file.write_text(TRANSPARENT.replace("UNKNOWN", "passthrough"))
+    listener = ("--listener", wanted[0])
+    done = cli("explain", "-c", file, "--json", *listener, *args, check=False)
+    found = json.loads(done.stdout)
+    assert (found["listener"], found["protocol"], found["service"], found["reason"]) == wanted
+    file.write_text(TRANSPARENT.replace("UNKNOWN", "reject"))
+    found = json.loads(cli("explain", "-c", file, "--json", *listener, *args, check=False).stdout)
+    if wanted[2] == "outbound:passthrough":
+        wanted = ("out", "opaque", None, "unknown_destination")
+    assert (found["listener"], found["protocol"], found["service"], found["reason"]) == wanted

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,7 @@ async def ask(service: Mapping[str, Any], endpoint: Mapping[str, Any], tls: Chec
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(timeout_ms / 1000):
-            reader, writer = await _connect(endpoint, tls)
+            reader, writer = await _connect(endpoint, tls, service["health_check"].get("mark", 0))
             peer = Peer(reader, writer, _host(service, tls), tls is not None)
             outcome, whole = await _question(service, peer)
         if not whole:
@@ -53,7 +54,7 @@ async def ask(service: Mapping[str, Any], endpoint: Mapping[str, Any], tls: Chec
 
 
 async def _connect(
-    endpoint: Mapping[str, Any], tls: CheckTls | None
+    endpoint: Mapping[str, Any], tls: CheckTls | None, mark: int
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     options: dict[str, Any] = {}
     if tls is not None:
@@ -62,6 +63,13 @@ async def _connect(
         path = endpoint["path"]
         path = "\0" + path[1:] if path.startswith("@") else path  # abstract namespace
         reader, writer = await asyncio.open_unix_connection(path, limit=MOST, **options)
+    elif mark:
+        sock = await _marked(endpoint, mark)
+        try:
+            reader, writer = await asyncio.open_connection(sock=sock, limit=MOST, **options)
+        except BaseException:
+            sock.close()
+            raise
     else:
         reader, writer = await asyncio.open_connection(
             endpoint["host"], endpoint["port"], limit=MOST, **options
@@ -73,6 +81,20 @@ async def _connect(
             writer.close()
             raise
     return reader, writer
+
+
+async def _marked(endpoint: Mapping[str, Any], mark: int) -> socket.socket:
+    """A connection that is not taken over: it carries our mark, where we may set one."""
+    sock = socket.socket(socket.AF_INET6 if endpoint["family"] == "inet6" else socket.AF_INET)
+    try:
+        sock.setblocking(False)
+        with contextlib.suppress(PermissionError):  # then rules tell us by our user
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        await asyncio.get_running_loop().sock_connect(sock, (endpoint["host"], endpoint["port"]))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _question(service: Mapping[str, Any], peer: Peer) -> tuple[Outcome, bool]:

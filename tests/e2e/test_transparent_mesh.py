@@ -1,0 +1,307 @@
+"""Two hosts whose applications know nothing: what leaves A and arrives at B is redirected, and is mutual TLS.
+
+B's endpoints have no port in A's configuration: the one that the application dialled is kept, and taken over
+on B's side.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kit.fixtures import Serve, Serving
+from kit.limits import wait_until
+from kit.netns import Namespace, namespaces, needs_root
+from kit.netns import connect as cable
+from kit.pki import Pki, client_context
+from kit.proxy import Fastmesh
+from kit.upstream import ServerConn, answering
+from kit.wire import Conn, connect, connect_tls, request
+
+pytestmark = needs_root
+
+A = {4: "10.77.0.1", 6: "fd00:77::1"}
+B = {4: "10.77.0.2", 6: "fd00:77::2"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+OUT_RULES = """
+table inet test {
+chain output {
+    type nat hook output priority -100
+    meta mark 0xfa5 return
+    ip daddr 10.77.0.2 tcp dport 1-65535 redirect to :15001
+    ip6 daddr fd00:77::2 tcp dport 1-65535 redirect to :15001
+}
+}
+"""
+IN_RULES = """
+table inet test {
+chain prerouting {
+    type nat hook prerouting priority -100
+    tcp dport { 25, 8080 } redirect to :15006
+}
+}
+"""
+OWN_RULES = """
+table inet own {
+chain output {
+    type nat hook output priority -100
+    tcp dport 8080 redirect to :15006
+}
+}
+"""
+TPROXY_RULES = """
+table inet test {
+chain prerouting {
+    type filter hook prerouting priority -150
+    meta l4proto tcp socket transparent 1 meta mark set 0x1 accept
+    iifname != "lo" tcp dport { 25, 8080 } tproxy to :15006 meta mark set 0x1 accept
+}
+}
+"""
+families = pytest.mark.parametrize("family", [4, 6])
+
+
+class Hosts:
+    """A and B with a cable between them; B's is redirected as the test wants."""
+
+    def __init__(self, a: Namespace, b: Namespace, serve: Serve, pki: Pki) -> None:
+        self.a, self.b = a, b
+        self._serve = serve
+        self._pki = pki
+
+    def inbound(self, application: list[int], method: str = "redirect", **listener: Any) -> Fastmesh:
+        """The sidecar of B, which is svc-b."""
+        common = {"role": "inbound", "transparent": True, **listener}
+        return self._start(
+            self.b,
+            {
+                "workload": "svc-b",
+                "intercept": {"method": method, "inbound": {"ports": application}},
+                "listeners": [
+                    {"name": "in", "bind": "0.0.0.0:15006", **common},
+                    {"name": "in6", "bind": "[::]:15006", **common},
+                ],
+                "services": {},
+            },
+        )
+
+    def outbound(self, family: int = 4) -> Fastmesh:
+        """The sidecar of A, which is svc-a."""
+        common = {"role": "outbound", "transparent": True}
+        endpoints = [f"[{B[6]}]" if family == 6 else B[4]]
+        return self._start(
+            self.a,
+            {
+                "workload": "svc-a",
+                "intercept": {},
+                "listeners": [
+                    {"name": "out", "bind": "127.0.0.1:15001", **common},
+                    {"name": "out6", "bind": "[::1]:15001", **common},
+                ],
+                "services": {"svc-b": {"endpoints": endpoints, "tls": "mesh"}},
+            },
+        )
+
+    def _start(self, where: Namespace, config: dict[str, Any]) -> Fastmesh:
+        config |= {"trust_domain": "mesh.local", "pki": str(self._pki.path), "admin": "127.0.0.1:15000"}
+        with where.inside():
+            return self._serve(config)
+
+
+@pytest.fixture
+def hosts(serve: Serve, pki: Pki) -> Iterator[Hosts]:
+    with namespaces(2) as (a, b):
+        cable(a, b)
+        a.address("eth0", f"{A[4]}/24", f"{A[6]}/64")
+        b.address("eth0", f"{B[4]}/24", f"{B[6]}/64")
+        a.nft(OUT_RULES)
+        yield Hosts(a, b, serve, pki)
+
+
+def greeting(conn: ServerConn) -> None:
+    conn.send(b"220 ready\r\n")
+    while conn.fill():
+        conn.send(conn.take(len(conn.buffer)))
+    conn.shutdown()
+
+
+def get(conn: Conn, **options: Any) -> bytes:
+    conn.send(request(**options))
+    return conn.read_response().body
+
+
+@families
+def test_plain_http_with_the_callers_identity(hosts: Hosts, upstream: Serving, family: int) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        app = upstream(answering(b"app"), address=(LOOPBACK[family], 8080))
+    inbound, outbound = hosts.inbound([8080, 25]), hosts.outbound(family)
+    with hosts.a.inside():
+        for _ in range(3):
+            with connect((B[family], 8080)) as client:
+                assert get(client, host="anything") == b"app"
+        sent = outbound.metrics()
+    with hosts.b.inside():
+        got = inbound.metrics()
+    assert len(app.connections) == 1, "a pool of its own for the application's port"
+    for one in app.requests:
+        assert one.get("host") == "anything"
+        assert "URI=spiffe://mesh.local/svc-a" in (one.get("x-forwarded-client-cert") or "")
+    assert sent.sum("requests_total", service="svc-b", code="2xx") == 3
+    assert got.sum("requests_total", service="inbound:8080", code="2xx") == 3
+    assert got.sum("tls_handshakes_total", side="downstream") == 1
+
+
+@families
+def test_opaque_bytes_go_through_mutual_tls_too(hosts: Hosts, upstream: Serving, family: int) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        upstream(greeting, address=(LOOPBACK[family], 25))
+    inbound, outbound = hosts.inbound([8080, 25]), hosts.outbound(family)
+    took = []
+    with hosts.a.inside():
+        for _ in range(3):
+            begun = time.monotonic()
+            with connect((B[family], 25)) as client:
+                assert client.read_until(b"\n") == b"220 ready\r\n"
+                took.append(time.monotonic() - begun)
+                data = bytes(range(256)) * 4000
+                with client.sending(data):
+                    assert client.read_exact(len(data)) == data
+                client.shutdown()
+                client.expect_close(reset_ok=False)
+        assert outbound.metrics().sum("detect_skipped_total") == 2
+    assert took[0] >= 0.1 and max(took[1:]) < 0.1
+    with hosts.b.inside():
+        metrics = inbound.metrics()
+    assert metrics.sum("tls_handshakes_total", side="downstream") == 3
+    assert metrics.sum("detect_skipped_total") == 2
+
+
+@families
+def test_who_proves_nothing_gets_nothing(hosts: Hosts, upstream: Serving, family: int) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        app = upstream(answering(b"app"), address=(LOOPBACK[family], 8080))
+    inbound = hosts.inbound([8080])
+    hosts.a.run("nft", "flush", "ruleset")
+    with hosts.a.inside(), connect((B[family], 8080)) as client:
+        client.send(request())
+        client.expect_close()
+    with hosts.b.inside():
+        inbound.wait_metric("refused", lambda m: m.by_reason("tls_not_tls") == 1)
+    assert not app.connections
+
+
+@families
+def test_permissive_takes_plaintext_without_identity(hosts: Hosts, upstream: Serving, family: int) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        app = upstream(answering(b"app"), address=(LOOPBACK[family], 8080))
+        upstream(greeting, address=(LOOPBACK[family], 25))
+    hosts.inbound([8080, 25], tls="permissive", protocol="http", ports={"25": "tcp"})
+    hosts.a.run("nft", "flush", "ruleset")
+    with hosts.a.inside(), connect((B[family], 8080)) as client:
+        assert get(client, headers=[("x-forwarded-client-cert", "URI=spiffe://mesh.local/me")]) == b"app"
+    (one,) = app.requests
+    assert one.get("x-forwarded-client-cert") is None
+    assert one.get("x-forwarded-for") == A[family]
+
+
+def test_rules_know_the_caller_and_the_port_that_it_wanted(hosts: Hosts, upstream: Serving) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        upstream(answering(b"app"), address=("127.0.0.1", 8080))
+        upstream(answering(b"no"), address=("127.0.0.1", 25))
+    hosts.inbound([8080, 25], allow=[{"from": ["svc-a"], "ports": [8080]}])
+    hosts.outbound()
+    with hosts.a.inside():
+        with connect((B[4], 8080)) as client:
+            assert get(client) == b"app"
+        with connect((B[4], 25)) as client:
+            client.send(request())
+            assert client.read_response().reason == "denied"
+
+
+@families
+def test_an_application_of_the_other_family(hosts: Hosts, upstream: Serving, family: int) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        upstream(answering(b"app"), address=(LOOPBACK[10 - family], 8080))
+    hosts.inbound([8080])
+    hosts.outbound(family)
+    with hosts.a.inside(), connect((B[family], 8080)) as client:
+        assert get(client) == b"app"
+        assert get(client) == b"app"
+
+
+@pytest.mark.parametrize("ports", [[8080], [8080, 25]])
+def test_what_is_made_to_the_listener_itself(
+    hosts: Hosts, upstream: Serving, pki: Pki, ports: list[int]
+) -> None:
+    """With one port there is no doubt which is meant; with two there is."""
+    with hosts.b.inside():
+        upstream(answering(b"app"), address=("127.0.0.1", 8080))
+    inbound = hosts.inbound(ports)
+    hosts.a.run("nft", "flush", "ruleset")
+    with hosts.a.inside(), connect_tls((B[4], 15006), client_context(pki.identity("svc-a"))) as client:
+        if len(ports) == 1:
+            assert get(client) == b"app"
+        else:
+            client.expect_close()
+    if len(ports) == 2:
+        with hosts.b.inside():
+            inbound.wait_metric("refused", lambda m: m.by_reason("no_service") == 1)
+
+
+@families
+def test_tproxy(hosts: Hosts, upstream: Serving, family: int) -> None:
+    """The destination is the socket's own address."""
+    hosts.b.nft(TPROXY_RULES)
+    for version, everywhere in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
+        hosts.b.run("ip", version, "rule", "add", "fwmark", "1", "lookup", "100")
+        hosts.b.run("ip", version, "route", "add", "local", everywhere, "dev", "lo", "table", "100")
+    with hosts.b.inside():
+        app = upstream(answering(b"app"), address=(LOOPBACK[family], 8080))
+    hosts.inbound([8080, 25], method="tproxy")
+    hosts.outbound(family)
+    with hosts.a.inside(), connect((B[family], 8080)) as client:
+        assert get(client) == b"app"
+    (one,) = app.requests
+    assert (one.get("x-forwarded-for") or "").rpartition(", ")[2].strip("[]") == A[family]
+
+
+@families
+def test_rules_that_bring_our_own_connections_back(hosts: Hosts, family: int) -> None:
+    """What is dialled to the application comes in again: known, and refused."""
+    hosts.b.nft(OWN_RULES)
+    inbound = hosts.inbound([8080], tls="none")
+    hosts.a.run("nft", "flush", "ruleset")
+    hosts.b.nft(IN_RULES)
+    with hosts.a.inside(), connect((B[family], 8080)) as client:
+        client.send(request())
+        client.read_response()
+    with hosts.b.inside():
+        metrics = inbound.wait_metric("counted", lambda m: m.by_reason("loop") >= 1)
+    assert metrics.sum("downstream_connections_total") <= 4
+
+
+def test_a_stranger_gets_no_further_than_the_handshake(
+    hosts: Hosts, upstream: Serving, other_pki: Pki
+) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        app = upstream(answering(b"app"), address=("127.0.0.1", 8080))
+    inbound = hosts.inbound([8080])
+    hosts.a.run("nft", "flush", "ruleset")
+    context = client_context(other_pki.identity("svc-a"))
+    refused = pytest.raises((ssl.SSLError, ConnectionError, AssertionError))
+    with hosts.a.inside(), refused, connect_tls((B[4], 8080), context) as client:
+        client.send(request())
+        client.read_response()
+    with hosts.b.inside():
+        wait_until(lambda: inbound.metrics().sum("tls_failed_total", side="downstream") >= 1, "the failure")
+    assert not app.connections
