@@ -105,6 +105,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     memset(&d, 0, sizeof(Downstream))
     d.listener = l
     d.opened_ms = w.now_ms
+    d.retired = 1 if w.withdrawn and l.conf.inbound else 0
     peer_text(&d.peer, &address)
     peer_facts(c, &address, facts)
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
@@ -129,7 +130,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
         served = h2_server_open(w, c, &d) != NULL
     else:
         served = h1_server_open(w, c, &d) != NULL
-        if served and w.draining:
+        if served and (w.draining or d.retired):
             conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
     if not served:
         downstream_forget(w, &d)
