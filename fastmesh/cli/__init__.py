@@ -35,6 +35,7 @@ EXIT_PKI: Final = 5
 # and completion need not import the modules.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("fastmesh.cli.serve", "Run the proxy with a configuration file."),
+    "run": ("fastmesh.cli.run", "Run a command with a sidecar of its own."),
     "check": ("fastmesh.cli.check", "Check a configuration file and report every error in it."),
     "explain": ("fastmesh.cli.explain", "Say what would become of a request, and why."),
     "init": ("fastmesh.cli.init", "Write a commented starter configuration."),
