@@ -37,8 +37,9 @@ _COMMENT: Final = 120  # a comment of a rule has at most 128 bytes
 # The first packet of a connection: SYN without ACK, RST and FIN.
 _FIRST: Final = "tcp flags & (fin|syn|rst|ack) == syn"
 _ROUTED: Final = f"meta mark & 0xff000000 == {ROUTE_MARKS[0]:#x} return"
-# Where the chains stand among others of their hook. A user's or a cgroup's come before everybody's, whatever the
-# method: the first one that takes a connection has it, and what NAT has led to loopback is not taken any more.
+# Where the chains stand among others of their hook. A user's or a cgroup's come before everybody's, whatever
+# the method: the first one that takes a connection has it, and what NAT has led to loopback is not taken any
+# more.
 _NAT: Final = {"one": -103, "all": -102}
 _MARKS: Final = {"one": -153, "all": -98}
 _ARRIVAL: Final = -152
