@@ -179,10 +179,10 @@ class _Walk:
 
 def _meant(text: str, known: dict[str, Field]) -> str:
     """What an unknown key should have been: elsewhere, spelt otherwise, or one of those there are."""
-    elsewhere = tuple(title(section) for _, section in sections() if text in fields(section))
-    if elsewhere:
-        return f"it in {alternatives(elsewhere)}"
     near = nearest(text, known)
+    elsewhere = tuple(title(section) for _, section in sections() if text in fields(section))
+    if elsewhere and near not in (f"{text}s", text.removesuffix("s")):
+        return f"it in {alternatives(elsewhere)}"
     return shown(near) if near else alternatives(tuple(known))
 
 

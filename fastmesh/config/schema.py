@@ -1,10 +1,10 @@
 """The configuration, declared once: every setting with its type, default, bounds and meaning.
 
 The loader, the JSON Schema and the reference page are all derived from these classes and those of
-`schema_health.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is written down anywhere
-else. A field's type says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and
-which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is
-required. Checks that need more than one setting stand in `checks.py`.
+`schema_health.py`, `schema_intercept.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is
+written down anywhere else. A field's type says how its text is read (`schema_types.py`, `values.py`), its
+`Meta` what it means and which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field
+without a default is required. Checks that need more than one setting stand in `checks.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from fastmesh.config.schema_health import HealthCheck
+from fastmesh.config.schema_intercept import Intercept
 from fastmesh.config.schema_rules import ALLOW, DENY, MODE, RULE_LIST, Rule
 from fastmesh.config.schema_tls import ListenerTls, ServiceTls
 from fastmesh.config.schema_types import (
@@ -149,6 +150,13 @@ class Listener(Section, frozen=True, kw_only=True):
             examples=["web"],
         ),
     ] = None
+    transparent: Annotated[
+        bool,
+        Meta(
+            description="Connections come here that were made to somewhere else, as `intercept` says: where "
+            "each was going decides."
+        ),
+    ] = False
     tls: Annotated[
         ListenerTls | None,
         Meta(
@@ -461,3 +469,10 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ] = Address("127.0.0.1", 15000)
     telemetry: Annotated[Telemetry, Meta(description="The access log.")] = Telemetry()
+    intercept: Annotated[
+        Intercept | None,
+        Meta(
+            description="Which traffic `fastmesh intercept up` leads through this proxy. Left out: none, and "
+            "applications call it by its address."
+        ),
+    ] = None
