@@ -12,6 +12,8 @@ SERVICE_COUNTERS: Final[tuple[tuple[str, Literal["counter", "gauge"], str, dict[
 REASONS: Final[tuple[tuple[str, str, int, str, int], ...]]
 # Upper bounds of the latency histogram in seconds, without the last (infinite) one.
 LATENCY_BOUNDS: Final[tuple[float, ...]]
+# Upper bounds of the histogram of detection delays in seconds, without the last (infinite) one.
+DETECT_BOUNDS: Final[tuple[float, ...]]
 # What is counted for each rule of `allow` and `deny`.
 DECISIONS: Final[tuple[str, ...]]
 
@@ -44,6 +46,17 @@ class Area:
 
     def service_latency(self, slot: int, service: int) -> tuple[list[int], float]:
         """Non-cumulative bucket counts (one more than LATENCY_BOUNDS) and the sum in seconds."""
+
+    def detect_delays(self, slot: int) -> tuple[list[int], float]:
+        """Non-cumulative bucket counts (one more than DETECT_BOUNDS) and the sum in seconds: how long the
+        worker took to tell protocols.
+        """
+
+    def learned(self, slot: int) -> list[tuple[str | None, int, bool, int, int]]:
+        """Where the worker could not tell the protocol in time: destination (None: the service was the
+        listener's), row of the service, whether the server speaks first, connections that were waited for
+        in vain, and connections that were not waited for.
+        """
 
     def rule_counters(self, slot: int, rule: int) -> list[int]:
         """The values of a rule's row in a worker slot, aligned with DECISIONS."""
@@ -103,9 +116,11 @@ class Worker:
         identity: str | None = None,
         source: str | None = None,
         port: int = 0,
+        destination: tuple[str, int] | None = None,
     ) -> dict[str, Any]:
         """What the snapshot in force would make of a connection of this caller that begins with `data`: a
-        request head, a TLS hello, or other bytes. TLS that ends at the listener is off already.
+        request head, a TLS hello, or other bytes. TLS that ends at the listener is off already. On a
+        transparent listener `destination` is where the client wanted to go (None: to the listener itself).
 
         reason (None: it goes on), protocol (http, opaque), service, endpoints, path, decision, rule,
         rules_of, audit.

@@ -26,22 +26,28 @@ from fastmesh.core.io.loop cimport (
     TURN_AGAIN, TURN_CONTROL, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
     worker_init, worker_release, worker_turn, worker_withdraw,
 )
+from fastmesh.core.io.original cimport DESTINATION_TEXT, destination_of, destination_text
 from fastmesh.core.io.retire cimport retire_denied
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport Listener, Source
 from fastmesh.core.io.state cimport Worker as CWorker
 from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_load_byte, fm_store_byte, fm_store_release
 from fastmesh.core.sys.posix cimport (
-    AF_INET, AF_INET6, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, F_DUPFD_CLOEXEC, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
+    AF_INET, AF_INET6, getsockname, sockaddr, sockaddr_storage, socklen_t, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, F_DUPFD_CLOEXEC, IPPROTO_TCP, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, PROT_READ, PROT_WRITE, PR_SET_NAME,
     SOL_SOCKET, SO_KEEPALIVE, TCP_NODELAY, epoll_ctl, epoll_event, fcntl, inet_pton, malloc_trim, memfd_create, mmap, munmap, prctl,
     setsockopt,
 )
 from fastmesh.core.traffic.counters cimport (
     AREA_MAGIC, A_COUNT, AreaHeader, HEALTH_BAD, K_COUNT, K_SNAPSHOT, LATENCY_BUCKETS, LogRecord, RING_BYTES, Ring, RuleRow, S_COUNT,
-    ServiceRow, WorkerRow, area_health, area_ring, area_rule, area_service, area_slot_bytes, area_words, area_words_bytes,
+    ServiceRow, WorkerRow, area_detection, area_health, area_ring, area_rule, area_service, area_slot_bytes, area_words, area_words_bytes,
     area_worker, latency_bound_us,
 )
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
+from fastmesh.core.traffic.destination cimport (
+    DEST_INET, DEST_INET6, DEST_NONE, DEST_SLOT, Destination, DestinationEntry,
+)
+from fastmesh.core.traffic.learned cimport DETECT_BUCKETS, Detection, LEARNED_MAX, Learned, detect_bound_ms
+from fastmesh.core.traffic.transparent cimport Choice, choose, choose_unknown, route_original, sharer_by_name
 from fastmesh.core.traffic.policy_judge cimport ALLOWED, DENIED, Decision, NO_VERDICT
 from fastmesh.core.traffic.policy_scratch cimport policy_compile
 from fastmesh.core.traffic.route cimport route
@@ -57,6 +63,7 @@ from fastmesh.core.sys.openssl cimport (
     BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error, PEM_read_bio_X509, SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, X509,
     X509_free, X509_get0_notAfter, X509_get0_notBefore,
 )
+from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_NAME_MAX, sniff_hello
 from fastmesh.core.wire.tls_facts cimport asn1_seconds, now_seconds
 from fastmesh.core.wire.tls_public cimport tls_public_client, tls_public_server
 from fastmesh.core.wire.tls_tickets cimport tickets_rotate
@@ -111,6 +118,8 @@ COUNTERS = (
     ("connections_handed_over_total", "counter", "Client connections handed to another worker before they were read.",
      {"direction": "received"}),
     ("detect_timeouts_total", "counter", "Connections whose protocol could not be told in time.", {}),
+    ("detect_skipped_total", "counter", "Connections not waited for: their server is known to speak first.", {}),
+    ("passthrough_connections_total", "counter", "Connections passed through to a destination that no service has.", {}),
     ("regex_limits_total", "counter", "Regexes of rules that hit their limit: no match to allow, one to deny.", {}),
     ("connections_retired_total", "counter", "Connections ended because of what they were made with.",
      {"side": "downstream", "cause": "age"}),
@@ -186,6 +195,9 @@ SERVICE_COUNTERS = (
     ("requests_active", "gauge", "Requests and tunnels under way.", {}),
     ("health_panics_total", "counter", "Requests sent although no endpoint is healthy, to one that is not.", {}),
 )
+
+# Upper bounds of the histogram of detection delays in seconds, without the last (infinite) one.
+DETECT_BOUNDS = tuple([detect_bound_ms(i) / 1e3 for i in range(DETECT_BUCKETS - 1)])
 
 # The decisions that are counted for each rule, in the order of enum RuleCounter.
 DECISIONS = ("allow", "deny", "audit")
@@ -318,6 +330,28 @@ cdef class Area:
         self._check(slot, service)
         cdef ServiceRow *row = area_service(self.header, slot, service)
         return [row.latency[i] for i in range(LATENCY_BUCKETS)], row.latency_sum_us / 1e6
+
+    def detect_delays(self, int slot):
+        self._check(slot, 0)
+        cdef Detection *d = area_detection(self.header, slot)
+        return [d.delays[i] for i in range(DETECT_BUCKETS)], d.delay_sum_ms / 1e3
+
+    def learned(self, int slot):
+        self._check(slot, 0)
+        cdef Detection *d = area_detection(self.header, slot)
+        cdef Learned row
+        cdef char text[DESTINATION_TEXT]
+        cdef list out = []
+        for i in range(LEARNED_MAX):
+            row = d.rows[i]
+            if row.at.family == DEST_NONE:
+                continue
+            name = None
+            if row.at.family != DEST_SLOT:
+                destination_text(&row.at, text)
+                name = (<bytes><char *>text).decode()
+            out.append((name, row.service, bool(row.server_first), row.timeouts, row.skipped))
+        return out
 
     def rule_counters(self, int slot, int rule):
         self._check(slot, 0)
@@ -570,6 +604,8 @@ cdef class Worker:
         """Accept on `fd` for the listener `name` of the snapshot. The descriptor is duplicated. `number`: what all
         workers call it; with siblings its connections are shared out."""
         cdef Listener *l
+        cdef sockaddr_storage address
+        cdef socklen_t size = sizeof(sockaddr_storage)
         cdef int one = 1
         cdef bytes raw = name.encode()
         if self.w.snapshot == NULL:
@@ -586,6 +622,8 @@ cdef class Worker:
             raise ValueError(f"the snapshot has no listener {name!r}")
         l.src.on_event = listener_event
         l.src.fd = os.dup(fd)
+        if getsockname(l.src.fd, <sockaddr *>&address, &size) == 0:
+            destination_of(&address, &l.bound)
         timer_init(&l.timer, listener_again)
         listener_share(self.w, l, number)
         # Accepted sockets inherit these. Unix sockets refuse the first, which does not matter.
@@ -625,7 +663,7 @@ cdef class Worker:
                 continue
             return RUN_CONTROL if r == TURN_CONTROL else RUN_DRAINED
 
-    def explain(self, str listener, bytes data, identity=None, source=None, int port=0):
+    def explain(self, str listener, bytes data, identity=None, source=None, int port=0, destination=None):
         """What would become of a connection that begins so, asked of what the data plane asks."""
         cdef CWorker *w = self.w
         cdef Snapshot *s = w.snapshot
@@ -637,6 +675,11 @@ cdef class Worker:
         cdef bytearray work = bytearray(data)
         cdef bytes raw
         cdef bint http = False
+        cdef bint told = False
+        cdef Destination wanted
+        cdef Choice choice
+        cdef char name[SNIFF_NAME_MAX]
+        cdef size_t name_len = 0
         cdef int32_t to = -1
         cdef uint32_t scan = 0
         cdef uint32_t i
@@ -659,17 +702,43 @@ cdef class Worker:
             caller.facts.identity = shared_get(&w.identities, raw, <uint32_t>len(raw))
             if caller.facts.identity == NULL:
                 raise MemoryError()
-        if conf.tls == TLS_PASSTHROUGH:
+        memset(&wanted, 0, sizeof(Destination))
+        memset(&choice, 0, sizeof(Choice))
+        if conf.transparent:
+            if destination is not None:
+                raw = destination[0].encode()
+                wanted.family = DEST_INET6 if ":" in destination[0] else DEST_INET
+                wanted.port = caller.facts.port = <uint16_t>destination[1]
+                if inet_pton(AF_INET6 if ":" in destination[0] else AF_INET, raw, wanted.address) != 1:
+                    raise ValueError(f"{destination[0]!r} is no IP address")
+            choose(s, conf, &wanted, destination is None, &choice)
+            r = -choice.reason
+            told = choice.protocol != PROTO_HTTP and (
+                choice.protocol != PROTO_AUTO or detect(conf, <char *>work, len(work)) != 1)
+            to = choice.service
+            if r == 0 and told and choice.shared != NULL:
+                if sniff_hello(<char *>work, len(work), name, &name_len) == SNIFF_HELLO:
+                    to = sharer_by_name(s, choice.shared, name, name_len)
+                if to < 0:
+                    choose_unknown(s, conf, &choice)
+                    to = choice.service
+                    r = -choice.reason
+        if r < 0 or told:
+            pass
+        elif conf.tls == TLS_PASSTHROUGH:
             r = pass_on(conf, <char *>work, len(work), &to)
             r = r if r < 0 else 0 if r else -R_TLS_HANDSHAKE
-        elif conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect(conf, <char *>work, len(work)) == 1:
+        elif conf.transparent or conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect(conf, <char *>work, len(work)) == 1:
             http = True
             r = http1_parse_request(<char *>work, len(work), &scan, m)
             r = r if r < 0 else 0 if r == <int>len(work) else -R_BAD_REQUEST_LINE
         else:
             to = conf.service
         if r == 0:
-            if http:
+            if http and conf.transparent:
+                service = route_original(
+                    s, conf, &wanted, destination is None, m.base + m.authority.at, m.authority.len)
+            elif http:
                 service = route(s, conf, m.base + m.authority.at, m.authority.len)
             elif to >= 0:
                 service = &s.services[to]
@@ -681,7 +750,7 @@ cdef class Worker:
                 r = admit_opaque(conf, service, &caller, w.loads, &decision)
             if r == 0 and http and m.method == M_CONNECT and not conf.outbound:
                 r = -R_CONNECT_NOT_ALLOWED
-            elif r == 0 and service.nendpoints == 0:
+            elif r == 0 and service.nendpoints == 0 and not service.original:
                 r = -R_NO_ENDPOINT
         shared_put(&w.identities, caller.facts.identity)
         path = None
@@ -728,6 +797,7 @@ cdef class Worker:
             "heap": w.heap.in_use,
             "flows": w.flows.in_use,
             "tunnels": w.tunnels.in_use,
+            "originals": w.originals.in_use,
             "buffers": pool_in_use(&w.pool),
             "texts": w.identities.count + w.client_certs.count,
             "timers": w.wheel.armed,

@@ -20,9 +20,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastmesh.agent.services import services
 from fastmesh.observe.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
+    from fastmesh._core import Area
     from fastmesh.agent.state import State
     from fastmesh.observe.metrics import Metrics
 
@@ -30,6 +32,7 @@ ENDPOINTS: Final = {
     "/healthz": "200 while the agent is alive",
     "/readyz": "200 when every worker is ready, else 503 with the reasons; warns before a certificate ends",
     "/metrics": "metrics, in Prometheus' text format",
+    "/services": "services: addresses, endpoints and their health, where servers speak first",
     "/config": "the configuration in use, without its private key",
 }
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -44,7 +47,7 @@ class JSON(Response):
         return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def admin_app(state: State, metrics: Metrics, sockets: Iterable[socket.socket]) -> ASGIApp:
+def admin_app(state: State, metrics: Metrics, area: Area, sockets: Iterable[socket.socket]) -> ASGIApp:
     """The application, for an API that listens on these sockets."""
 
     async def index(request: Request) -> Response:
@@ -65,6 +68,11 @@ def admin_app(state: State, metrics: Metrics, sockets: Iterable[socket.socket]) 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
+    async def show_services(request: Request) -> Response:
+        if state.snapshot is None:
+            return error(503, "no configuration is in use yet")
+        return JSON({"services": services(area, state)})
+
     async def config(request: Request) -> Response:
         if state.snapshot is None:
             return error(503, "no configuration is in use yet")
@@ -81,7 +89,7 @@ def admin_app(state: State, metrics: Metrics, sockets: Iterable[socket.socket]) 
         # Starlette raises it again afterwards, and uvicorn logs it.
         return error(500, "an error inside fastmesh, see its log")
 
-    endpoints = (index, healthz, readyz, show_metrics, config)
+    endpoints = (index, healthz, readyz, show_metrics, show_services, config)
     app = Starlette(
         routes=[Route(path, endpoint) for path, endpoint in zip(("/", *ENDPOINTS), endpoints, strict=True)],
         exception_handlers={HTTPException: http_error, Exception: internal_error},

@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from fastmesh.agent.admin import admin_app
+from fastmesh.agent.detection import DetectionWarnings
 from fastmesh.agent.health.checks import HealthChecks
 from fastmesh.agent.rotation import POLL_S, Rotation
 from fastmesh.agent.server import AdminServer
@@ -43,6 +44,7 @@ class Agent:
         configuration: Configuration,
         sockets: list[socket.socket],
     ) -> None:
+        self._area = area
         self._channel = channel
         self._state = state
         self._configuration = configuration
@@ -50,6 +52,7 @@ class Agent:
         self._sockets = sockets
         self._access_log = AccessLog(area, say)
         self._health = HealthChecks(area, state, say)
+        self._detection = DetectionWarnings(area, state, say)
         self._metrics = Metrics(area, state, self._access_log)
         self._server: AdminServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -160,6 +163,7 @@ class Agent:
             return
         # First: a defect in what follows is reported, and must not be the last that is heard of renewals.
         self._loop.call_later(POLL_S, self._rotate)
+        self._detection.tick()
         self._rotation.tick()
         self._settle()
 
@@ -190,7 +194,8 @@ class Agent:
                 await before
             if self._server is not None:
                 await self._server.stop()
-            self._server = AdminServer(admin_app(self._state, self._metrics, sockets), sockets)
+            app = admin_app(self._state, self._metrics, self._area, sockets)
+            self._server = AdminServer(app, sockets)
             await self._server.start()
             self._tell_ready()
 

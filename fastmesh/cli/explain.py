@@ -145,7 +145,7 @@ def _is_grpc(headers: tuple[str, ...], grpc_web: bool) -> bool:
 
 def _spoken(service: dict[str, Any], alpn: list[str], grpc: bool) -> list[str]:
     """What an endpoint of the service is spoken to in, by the names of ALPN; with two it has the choice."""
-    if service["protocol"] != "auto":
+    if service["protocol"] not in ("auto", "tcp"):
         return ["http/1.1" if service["protocol"] == "http1" else "h2"]
     if service["tls"] == "none":
         return ["h2" if grpc else "http/1.1"]

@@ -19,6 +19,7 @@ from fastmesh.config.positions import Where
 from fastmesh.config.roles import leading_to, listener_tls, opaque, service_tls
 from fastmesh.config.rule_checks import check_rules
 from fastmesh.config.schema import Config, Listener, Service
+from fastmesh.config.transparent_checks import check_transparent
 from fastmesh.config.values import MAX_UNIX_PATH, Address, alternatives
 
 _TLS_BY_ROLE: Final = {
@@ -74,6 +75,7 @@ class _Checks:
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)
         check_intercept(self.config.intercept, self.listeners, self.report)
+        check_transparent(self.config, self.listeners, self.services, self.report)
 
     def identity(self) -> None:
         keys = ("workload", "trust_domain", "pki")
@@ -144,7 +146,7 @@ class _Checks:
         if tls is not INVALID and tls not in _TLS_BY_ROLE[role]:
             message = f"tls: {tls} with role: {role}, expected none ({_WHY_NO_TLS[role]}) or role: inbound"
             self.report((*where, "tls"), message)
-        if listener.to is not None or tls == "passthrough":
+        if listener.to is not None or tls == "passthrough" or listener.transparent is True:
             return
         if role != "outbound":
             self.report(where, f"role: {role} without 'to', expected the service that it goes to")
@@ -216,14 +218,16 @@ class _Checks:
         if protocol is INVALID or protocol == "auto":
             return
         leading = leading_to([listener for _, listener in self.listeners], name)
-        if leading and all(map(opaque, leading)):
+        if leading and all(map(opaque, leading)) and protocol != "tcp":
             message = (
                 f"protocol: {protocol} where only opaque bytes go, expected auto (they stay as they are)"
             )
             self.report((*where, "protocol"), message)
-        if protocol == "http1" and service.http2 is not None:
-            message = "http2 with protocol: http1, expected protocol: auto or http2"
+        if protocol in ("http1", "tcp") and service.http2 is not None:
+            message = f"http2 with protocol: {protocol}, expected protocol: auto or http2"
             self.report((*where, "http2"), message)
+        if protocol == "tcp":
+            return
         spoken = "h2" if protocol == "http2" else "http/1.1"
         alpn = None if service.tls is None or service.tls is INVALID else service.tls.alpn
         if alpn is not None and any(one != spoken for _, one in _valid(alpn)):
@@ -250,6 +254,8 @@ class _Checks:
         own = {self.key(listener.bind)}
         if listener.bind.host in _WILDCARDS:
             own.add((_WILDCARDS[listener.bind.host], listener.bind.port))
+        if listener.role == "inbound" and listener.transparent is True and listener.to is None:
+            return  # it leads to the application alone
         passes = listener_tls(listener) == "passthrough"
         named = [to for _, to in _pairs(listener.sni)] + ([listener.to] if listener.to is not None else [])
         for name in dict.fromkeys(named) if named or passes else self.services:
@@ -262,7 +268,7 @@ class _Checks:
 
     def endpoint(self, where: Where, address: Address) -> None:
         self.socket_path(where, address)
-        if address.path is None and not address.port:
+        if address.path is None and not address.port and not address.keeps_port:
             self.report(where, f"{shown(str(address))} has port 0, expected the port of the service")
         if address.host in _WILDCARDS:
             one = Address(_WILDCARDS[address.host], address.port)

@@ -26,8 +26,17 @@ def service_tls(service: Service) -> str:
 
 def http_only(listeners: Iterable[Listener]) -> bool:
     """Whether HTTP is all that comes in there (and there is such a listener)."""
-    protocols = {"http" if one.to is None and one.protocol == "auto" else one.protocol for one in listeners}
+    protocols = {
+        "http" if one.to is None and not one.transparent and one.protocol == "auto" else one.protocol
+        for one in listeners
+    }
     return protocols == {"http"}
+
+
+def protocol_of(listener: Listener) -> str:
+    """What arrives at a listener: as written, but HTTP where only that can name a service."""
+    by_host = listener.to is None and not listener.transparent and listener_tls(listener) != "passthrough"
+    return "http" if by_host and listener.protocol == "auto" else listener.protocol
 
 
 def opaque(listener: Listener) -> bool:
@@ -53,8 +62,8 @@ def service_alpn(service: Service, leading: Iterable[Listener]) -> list[str]:
     """What a service with ordinary TLS is offered; `leading`: the listeners that lead to it."""
     if service.tls is not None and service.tls.alpn is not None:
         return list(service.tls.alpn)
-    if service.protocol == "auto":
-        return ["h2", "http/1.1"] if http_only(leading) else []
+    if service.protocol in ("auto", "tcp"):
+        return ["h2", "http/1.1"] if service.protocol == "auto" and http_only(leading) else []
     return ["h2" if service.protocol == "http2" else "http/1.1"]
 
 

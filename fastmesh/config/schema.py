@@ -1,10 +1,10 @@
 """The configuration, declared once: every setting with its type, default, bounds and meaning.
 
-The loader, the JSON Schema and the reference page are all derived from these classes and those of
-`schema_health.py`, `schema_intercept.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is
-written down anywhere else. A field's type says how its text is read (`schema_types.py`, `values.py`), its
-`Meta` what it means and which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field
-without a default is required. Checks that need more than one setting stand in `checks.py`.
+The loader, the JSON Schema and the reference page are all derived from these classes and those of the
+modules `schema_*` beside this one; nothing about a setting is written down anywhere else. A field's type
+says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and which bounds hold
+(`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is required. Checks that need
+more than one setting stand in `checks.py`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from fastmesh.config.schema_types import (
     MINUTE,
     SECOND,
     Duration,
+    EndpointLocation,
     HostPattern,
     ListenerName,
     Location,
     Path,
     Percent,
+    PortName,
     Section,
     ServiceName,
     SpiffeId,
@@ -139,9 +141,35 @@ class Listener(Section, frozen=True, kw_only=True):
         Literal["http", "tcp", "auto"],
         Meta(
             description="What arrives: HTTP, opaque bytes, or `auto` to tell from the first bytes. Without "
-            "`to` it is always HTTP, because only HTTP names a service."
+            "`to` it is always HTTP, because only HTTP names a service, unless the listener is transparent."
         ),
     ] = "auto"
+    transparent: Annotated[
+        bool,
+        Meta(
+            description="Connections come by interception, and where the client wanted to go decides. "
+            "`outbound`: the service that has this destination among its `addresses`, else among its "
+            "endpoints; where several have it, Host or the name in the TLS hello; else `unknown`. `inbound`: "
+            "the application on the same port at loopback; what is made to this address itself goes to `to`, "
+            "or to the only port of `intercept.inbound`."
+        ),
+    ] = False
+    unknown: Annotated[
+        Literal["passthrough", "reject"],
+        Meta(
+            description="Outbound and transparent: a destination that no service has. `passthrough`: opaque "
+            "bytes to the destination itself. `reject`: closed, `unknown_destination`."
+        ),
+    ] = "passthrough"
+    ports: Annotated[
+        dict[PortName, Literal["http", "tcp", "auto"]] | None,
+        Meta(
+            min_length=1,
+            max_length=256,
+            description="Transparent: the protocol by the port that the client wanted, instead of "
+            "`protocol`.",
+        ),
+    ] = None
     to: Annotated[
         ServiceName | None,
         Meta(
@@ -150,13 +178,6 @@ class Listener(Section, frozen=True, kw_only=True):
             examples=["web"],
         ),
     ] = None
-    transparent: Annotated[
-        bool,
-        Meta(
-            description="Connections come here that were made to somewhere else, as `intercept` says: where "
-            "each was going decides."
-        ),
-    ] = False
     tls: Annotated[
         ListenerTls | None,
         Meta(
@@ -268,10 +289,12 @@ class Endpoint(Section, frozen=True, kw_only=True):
     """
 
     address: Annotated[
-        Location,
+        EndpointLocation,
         Meta(
             description="`host:port`, `[::1]:port` or `unix:/path`. A host name is resolved when the "
-            "configuration is loaded; every address it has becomes an endpoint.",
+            "configuration is loaded; every address it has becomes an endpoint. An IP address without a "
+            "port (`10.0.0.2`, `[fd00::2]`) is connected to on the port that the client wanted, where only "
+            "transparent listeners lead.",
             examples=["127.0.0.1:9000"],
         ),
     ]
@@ -310,6 +333,16 @@ class Service(Section, frozen=True, kw_only=True):
             examples=[["127.0.0.1:9000", "127.0.0.1:9001"]],
         ),
     ]
+    addresses: Annotated[
+        list[Location] | None,
+        Meta(
+            min_length=1,
+            max_length=1024,
+            description="What applications dial to reach the service, where their connections come by "
+            "interception. Its endpoints' addresses lead there too, unless they are here of another service.",
+            examples=[["10.77.0.2:80"]],
+        ),
+    ] = None
     tls: Annotated[
         ServiceTls | None,
         Meta(
@@ -326,11 +359,12 @@ class Service(Section, frozen=True, kw_only=True):
         ),
     ] = None
     protocol: Annotated[
-        Literal["auto", "http1", "http2"],
+        Literal["auto", "http1", "http2", "tcp"],
         Meta(
             description="The HTTP that endpoints are spoken to in. `auto`: with TLS what they agree on by "
             "ALPN, HTTP/2 before HTTP/1.1; in plaintext HTTP/1.1, but HTTP/2 for gRPC. `http1`: HTTP/1.1. "
-            "`http2`: HTTP/2, in plaintext too (prior knowledge, RFC 9113, 3.3)."
+            "`http2`: HTTP/2, in plaintext too (prior knowledge, RFC 9113, 3.3). `tcp`: no HTTP, opaque "
+            "bytes; nothing is told from the first of them."
         ),
     ] = "auto"
     mesh_connections: Annotated[
@@ -445,6 +479,13 @@ class Config(Section, frozen=True, kw_only=True):
             examples=["pki"],
         ),
     ] = None
+    intercept: Annotated[
+        Intercept | None,
+        Meta(
+            description="Which traffic `fastmesh intercept up` leads through this proxy. Left out: none, and "
+            "applications call it by its address."
+        ),
+    ] = None
     workers: Annotated[
         int | None,
         Meta(
@@ -462,17 +503,10 @@ class Config(Section, frozen=True, kw_only=True):
     admin: Annotated[
         Location | None,
         Meta(
-            description="Where `/metrics`, `/healthz`, `/readyz` and `/config` are served; `off` for "
-            "nowhere. They have no authentication: keep them on loopback. Left out: this address if it is "
+            description="Where `/metrics`, `/healthz`, `/readyz`, `/services` and `/config` are served; `off` "
+            "for nowhere. They have no authentication: keep them on loopback. Left out: this address if it is "
             "free.",
             extra={"off": True},
         ),
     ] = Address("127.0.0.1", 15000)
     telemetry: Annotated[Telemetry, Meta(description="The access log.")] = Telemetry()
-    intercept: Annotated[
-        Intercept | None,
-        Meta(
-            description="Which traffic `fastmesh intercept up` leads through this proxy. Left out: none, and "
-            "applications call it by its address."
-        ),
-    ] = None

@@ -35,6 +35,14 @@ from fastmesh.config.schema import (
 from fastmesh.config.schema_health import MAX_CHECKED, HealthCheck
 from fastmesh.config.schema_rules import MAX_RULES, HeaderMatch, PathMatch, Rule
 from fastmesh.config.tls_files import TlsFiles
+from fastmesh.config.transparent import (
+    by_tproxy,
+    made_service,
+    made_services,
+    mark,
+    settled_protocol,
+    transparent,
+)
 from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
 from fastmesh.host.endpoints import checked, key_of
 from fastmesh.host.secrets import redacted
@@ -65,7 +73,8 @@ def make_snapshot(
     config = loaded.config
     resolver = _Resolver(loaded)
     files = TlsFiles(loaded)
-    names = list(config.services)
+    made = made_services(config)
+    names = [*config.services, *made]
     rows = _assign_slots(names, slots or {}, MAX_SERVICES)
     rules = _assign_slots(list(_rule_keys(config)), rule_slots or {}, MAX_RULES)
     listeners = [
@@ -79,7 +88,7 @@ def make_snapshot(
         | (files.service(config, name, service, ("services", name)) if identity else {})
         | _rules(config, "service", name, service, rules)
         for name, service in config.services.items()
-    ]
+    ] + [made_service(name, rows[name]) for name in made]
     admin = _admin(config, resolver, explicit=loaded.positions.key(("admin",)) is not None)
     errors = [*resolver.errors, *files.errors, *_health(loaded, services, health_slots or {})]
     if errors:
@@ -94,6 +103,7 @@ def make_snapshot(
         "drain_ms": config.drain,
         "admin": admin,
         "access_log": _access_log(loaded),
+        **mark(config),
         "listeners": listeners,
         "services": services,
     }
@@ -185,12 +195,11 @@ def _access_log(loaded: Loaded) -> dict[str, Any] | None:
 def _listener(
     config: Config, resolver: _Resolver, listener: Listener, where: Where, names: list[str]
 ) -> dict[str, Any]:
-    by_host = listener.to is None and listener_tls(listener) != "passthrough"
     return {
         "name": listener.name,
         "role": listener.role,
-        "bind": resolver.one(listener.bind, (*where, "bind")),
-        "protocol": "http" if by_host and listener.protocol == "auto" else listener.protocol,
+        "bind": resolver.one(listener.bind, (*where, "bind")) | by_tproxy(config, listener),
+        "protocol": settled_protocol(config, listener),
         "tls": listener_tls(listener),
         "service": -1 if listener.to is None else names.index(listener.to),
         "sni": [
@@ -214,6 +223,7 @@ def _listener(
             "via": listener.forwarded.via,
             "client_cert": client_cert(listener),
         },
+        **transparent(config, listener, names),
     }
 
 
@@ -330,6 +340,11 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
     for index, endpoint in enumerate(service.endpoints):
         where = ("services", name, "endpoints", index)
         endpoints.extend(one for one in resolver.all(endpoint.address, where) if one not in endpoints)
+    addresses: list[dict[str, Any]] = []
+    for index, address in enumerate(service.addresses or ()):
+        where = ("services", name, "addresses", index)
+        addresses.extend(one for one in resolver.all(address, where) if one not in addresses)
+    more: dict[str, Any] = {"addresses": addresses} if addresses else {}
     return {
         "name": name,
         "slot": slot,
@@ -347,6 +362,7 @@ def _service(config: Config, resolver: _Resolver, name: str, service: Service, s
         "pool_idle_max": service.pool.idle_max,
         "pool_idle_timeout_ms": service.pool.idle_timeout,
         "reuse_retry": service.reuse_retry,
+        **more,
     }
 
 
@@ -363,6 +379,7 @@ class _Resolver:
         if address.path is not None:
             path = located(self.loaded.path.parent, address.path)
             return [{"family": "unix", "host": None, "port": 0, "path": path}]
+        kept = {"keep_port": True} if address.keeps_port else {}
         if address.host not in self.known:
             try:
                 self.known[address.host] = _lookup(address.host)
@@ -377,6 +394,7 @@ class _Resolver:
                 return []
         return [
             {"family": "inet6" if ":" in host else "inet", "host": host, "port": address.port, "path": None}
+            | kept
             for host in self.known[address.host]
         ]
 

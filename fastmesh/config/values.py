@@ -35,15 +35,21 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where to listen or to connect: host and port, or the path of a Unix socket (`host` is then empty)."""
+    """Where to listen or to connect: host and port, or the path of a Unix socket (`host` is then empty).
+
+    `keeps_port`: an endpoint that is connected to on the port that the client wanted.
+    """
 
     host: str = ""
     port: int = 0
     path: str | None = None
+    keeps_port: bool = False
 
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:{self.path}"
+        if self.keeps_port:
+            return f"[{self.host}]" if ":" in self.host else self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -174,6 +180,26 @@ def parse_address(text: str) -> Address:
     if not _PORT.fullmatch(port) or int(port) > 65535:
         raise ValueError(f"{shown(port)} is not a port, expected a number up to 65535")
     return Address(host=host, port=int(port))
+
+
+_IPV4: Final = re.compile(r"([0-9]{1,3}\.){3}[0-9]{1,3}")
+_ENDPOINT_EXPECTED: Final = "host:port, [::1]:port, unix:/path, or an IP address alone (on the port dialled)"
+
+
+def parse_endpoint_address(text: str) -> Address:
+    """An address to connect to; `10.0.0.1` and `[::1]` keep the port that the client wanted."""
+    if _IPV4.fullmatch(text):
+        return Address(host=_host(text, text), keeps_port=True)
+    if text.startswith("[") and text.endswith("]"):
+        return Address(host=_ipv6(text, text[1:-1]), keeps_port=True)
+    return parse_address(text)
+
+
+def parse_port(text: str) -> int:
+    """A TCP port."""
+    if not _PORT.fullmatch(text) or text.startswith("0") or int(text) > 65535:
+        raise ValueError(f"{shown(text)} is not a port, expected a number from 1 to 65535")
+    return int(text)
 
 
 def _unix_address(text: str) -> Address:
@@ -458,6 +484,13 @@ ADDRESS: Final = Kind(
     parse_address,
     r"^(unix:.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[A-Za-z0-9_.-]+:[0-9]{1,5})$",
 )
+ENDPOINT_ADDRESS: Final = Kind(
+    "address, or an IP address without a port",
+    _ENDPOINT_EXPECTED,
+    parse_endpoint_address,
+    r"^(unix:.+|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?|[A-Za-z0-9_.-]+:[0-9]{1,5}|([0-9]{1,3}\.){3}[0-9]{1,3})$",
+)
+PORT: Final = Kind("port", "a port", parse_port, r"^[1-9][0-9]{0,4}$")
 PATH: Final = Kind("path", "a path", parse_path, r"^(?!-$).")
 SERVICE_NAME: Final = Kind("name", "a service name", parse_service_name, f"^{_DNS_NAME}$")
 WORKLOAD: Final = Kind("name", "a workload name", spiffe.workload, f"^{_DNS_NAME}$")

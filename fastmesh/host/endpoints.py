@@ -9,11 +9,12 @@ if TYPE_CHECKING:
 
 
 def text_of(endpoint: Mapping[str, Any]) -> str:
-    """`127.0.0.1:9000`, `[::1]:80`, `unix:/run/x`: as the data plane writes it."""
+    """`127.0.0.1:9000`, `[::1]:80`, `unix:/run/x`, or `10.0.0.2` where the port is kept: as the data plane
+    writes it."""
     if endpoint["family"] == "unix":
         return f"unix:{endpoint['path']}"
     host = f"[{endpoint['host']}]" if endpoint["family"] == "inet6" else endpoint["host"]
-    return f"{host}:{endpoint['port']}"
+    return str(host) if endpoint.get("keep_port") else f"{host}:{endpoint['port']}"
 
 
 def checked(snapshot: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

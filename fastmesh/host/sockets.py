@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fastmesh.host.activation import Activation
 
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6, "unix": socket.AF_UNIX}
+# Accept connections to addresses that are not this host's (tproxy). <linux/in.h>, <linux/in6.h>.
+_TRANSPARENT = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
 # sun_path of sockaddr_un, less its NUL.
 _MAX_PATH = 107
 _DEFAULT_BACKLOG = 4096
@@ -52,7 +54,8 @@ def backlog() -> int:
 
 class Listener:
     """The sockets of one listener. `bind` is what the configuration asked for, `address` what it got; its
-    `number` never changes while it is open.
+    `number` never changes while it is open. With `transparent` in `bind` they accept connections to any
+    address (tproxy).
     """
 
     def __init__(self, name: str, bind: Mapping[str, Any]) -> None:
@@ -86,10 +89,11 @@ class Listener:
             raise
 
     def adopt(self, sockets: list[socket.socket]) -> None:
-        """Use sockets that someone else bound."""
+        """Use sockets that someone else bound. Raises ListenError, and leaves them open."""
         self.sockets = sockets
         self.activated = True
         for sock in sockets:
+            self._make_transparent(sock)
             _prepare(sock)
 
     def close(self) -> None:
@@ -120,6 +124,7 @@ class Listener:
                 sock = _ip_socket(family)
                 self.sockets.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                self._make_transparent(sock)
                 sock.bind((self.bind["host"], port))
                 port = sock.getsockname()[1]
             # Only when every slot has its port: nobody may connect to a start that then fails.
@@ -128,6 +133,18 @@ class Listener:
                 _prepare(sock)
         except OSError as error:
             raise ListenError(self._explain(error)) from error
+
+    def _make_transparent(self, sock: socket.socket) -> None:
+        if not self.bind.get("transparent"):
+            return
+        try:
+            sock.setsockopt(*_TRANSPARENT[sock.family], 1)
+        except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno == errno.EPERM:
+                why = "not permitted: `intercept.method: tproxy` needs root or CAP_NET_ADMIN; give it, or "
+                why += "use `method: redirect`"
+            raise ListenError(f"{self._what()}: {why}") from error
 
     def _open_unix(self) -> None:
         path = self.bind["path"]
@@ -237,7 +254,10 @@ class ListenerSet:
             if bind is None:
                 changes.append(f"{listener.name} is gone")
             elif bind != listener.bind:
-                changes.append(f"{listener.name} has moved from {listener.address} to {address_text(bind)}")
+                where = f"from {listener.address} to {address_text(bind)}"
+                if bool(bind.get("transparent")) != bool(listener.bind.get("transparent")):
+                    where = "to another `intercept.method`"
+                changes.append(f"{listener.name} has moved {where}")
         if changes:
             what = "listeners can only be added while the proxy runs"
             raise ListenError(f"{what}, and {', '.join(changes)}: restart it for that")

@@ -58,6 +58,7 @@ class Metrics(Collector):
         yield from self._workers()
         yield from self._counters()
         yield from self._reasons()
+        yield from self._detection()
         yield from self._services()
         yield from self._health()
         yield from self._rules()
@@ -122,6 +123,18 @@ class Metrics(Collector):
                 for (name, side, *_), value in zip(_core.REASONS[1:], sums[1:], strict=True)
             ],
         )
+
+    def _detection(self) -> Iterator[Metric]:
+        rows = [self._area.detect_delays(slot) for slot in range(self._state.slots)]
+        bounds = [*map(floatToGoString, _core.DETECT_BOUNDS), "+Inf"]
+        counts = accumulate(_sums(len(bounds), (counts for counts, _ in rows)))
+        family = HistogramMetricFamily(
+            f"{PREFIX}detect_delay_seconds",
+            "From a connection to its protocol, where that had to be told from the first bytes.",
+        )
+        buckets = list(zip(bounds, counts, strict=True))
+        family.add_metric([], buckets, sum(seconds for _, seconds in rows))
+        yield family
 
     def _services(self) -> Iterator[Metric]:
         area = self._area

@@ -170,6 +170,47 @@ def test_a_unix_socket_that_the_kernel_does_not_give(monkeypatch, tmp_path):
         ListenerSet(Activation({})).extend([{"name": "edge", "bind": unix(tmp_path / "edge")}])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
+@pytest.mark.parametrize(
+    ("bind", "level", "option"),
+    [
+        (LOOPBACK, socket.IPPROTO_IP, 19),
+        ({**LOOPBACK, "family": "inet6", "host": "::1"}, socket.IPPROTO_IPV6, 75),
+    ],
+)
+def test_sockets_that_take_connections_to_any_address(listener, bind, level, option):
+    for wanted in (0, 1):
+        one = listener({**bind, "transparent": True} if wanted else bind, slots=2)
+        assert [sock.getsockopt(level, option) for sock in one.sockets] == [wanted] * 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives its rights up")
+def test_such_sockets_without_the_right_to():
+    read, write = os.pipe()
+
+    def child():
+        os.setuid(65534)
+        try:
+            Listener("out", {**LOOPBACK, "transparent": True}).open(1)
+        except ListenError as error:
+            os.write(write, str(error).encode())
+        return 0
+
+    pid = fork(child, [write])
+    os.close(write)
+    text = read_all(read).decode()
+    os.waitpid(pid, 0)
+    assert "CAP_NET_ADMIN" in text and "method: redirect" in text and "listener out" in text
+
+
+def test_a_set_says_that_the_method_cannot_change():
+    listeners = ListenerSet(Activation({}))
+    listeners.extend([{"name": "out", "bind": LOOPBACK}])
+    with pytest.raises(ListenError, match=r"out has moved to another `intercept.method`.*restart"):
+        listeners.extend([{"name": "out", "bind": {**LOOPBACK, "transparent": True}}])
+    listeners.close()
+
+
 # socket activation
 
 

@@ -29,6 +29,9 @@ class FakeArea:
         self.rule = defaultdict[tuple[int, int], list[int]](lambda: [0] * len(_core.DECISIONS))
         self.latency = defaultdict[tuple[int, int], list[int]](lambda: [0] * (len(_core.LATENCY_BOUNDS) + 1))
         self.latency_sum = defaultdict[tuple[int, int], float](float)
+        self.delays = [[0] * (len(_core.DETECT_BOUNDS) + 1) for _ in range(workers)]
+        self.delay_sums = [0.0] * workers
+        self.learnt: list[list[tuple[str | None, int, bool, int, int]]] = [[] for _ in range(workers)]
         self.log: list[list[LogRecord]] = [[] for _ in range(workers)]
         self.dropped = [0] * workers
         self.bad = [False] * 16
@@ -51,6 +54,12 @@ class FakeArea:
 
     def reason_counters(self, slot: int) -> list[int]:
         return self.reasons[slot]
+
+    def detect_delays(self, slot: int) -> tuple[list[int], float]:
+        return self.delays[slot], self.delay_sums[slot]
+
+    def learned(self, slot: int) -> list[tuple[str | None, int, bool, int, int]]:
+        return self.learnt[slot]
 
     def service_counters(self, slot: int, service: int) -> list[int]:
         return self.service[slot, service]

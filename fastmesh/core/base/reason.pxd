@@ -110,6 +110,9 @@ cdef enum:  # Reason
     R_CERTIFICATES_OVER
     R_DEADLINE
     R_BAD_GRPC_WEB
+    # connections that were taken over
+    R_LOOP
+    R_UNKNOWN_DESTINATION
     R_COUNT
 
 
@@ -227,4 +230,6 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_IDENTITY_EXPIRED, b"identity_expired", SIDE_LOCAL, 503, 14, True, b"the proxy's own certificate is over")
     _row(t, R_CERTIFICATES_OVER, b"certificates_over", SIDE_LOCAL, 0, 14, False, b"the certificates that the connection was made with are over")
     _row(t, R_DEADLINE, b"deadline", SIDE_LOCAL, 504, 4, False, b"the caller's deadline is over")
+    _row(t, R_LOOP, b"loop", SIDE_DOWNSTREAM, 0, 14, False, b"the connection was made to the transparent listener itself")
+    _row(t, R_UNKNOWN_DESTINATION, b"unknown_destination", SIDE_DOWNSTREAM, 0, 14, False, b"no service has the destination of the connection")
     _row(t, R_BAD_GRPC_WEB, b"bad_grpc_web", SIDE_DOWNSTREAM, 400, 13, False, b"the gRPC-Web body is not valid base64")

@@ -137,11 +137,10 @@ cdef inline void _failed(Worker *w, Conn *c, int reason) noexcept nogil:
         exchange_upstream_failed(w, x, reason, False)
 
 
-cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int offers, int *reason) noexcept nogil:
-    """Begin to connect to the endpoint of `x`, to speak one of `offers` (enum Speaks); nobody waits yet. NULL and a
-    reason."""
+cdef inline Dialling *dialling_begin(Worker *w, Upstream *u, Exchange *x, int offers, int *reason) noexcept nogil:
+    """Begin to connect to the endpoint of `x`, whose pool is `u`, to speak one of `offers` (enum Speaks); nobody waits
+    yet. NULL and a reason."""
     cdef Service *s = x.service
-    cdef Upstream *u = <Upstream *>x.endpoint.pool
     cdef Dialling *d
     cdef Conn *c
     if s.tls == TLS_MESH and identity_over(x.snapshot):
@@ -151,7 +150,7 @@ cdef inline Dialling *dialling_begin(Worker *w, Exchange *x, int offers, int *re
     if d == NULL:
         reason[0] = R_NO_MEMORY
         return NULL
-    c = upstream_connect(w, s, x.endpoint, reason)
+    c = upstream_connect(w, s, x.endpoint, &x.peer.to, reason)
     if c == NULL:
         slab_put(&w.diallings, d)
         return NULL

@@ -41,13 +41,14 @@ from fastmesh.core.io.state cimport (
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit
-from fastmesh.core.traffic.balance cimport another, balance
+from fastmesh.core.traffic.balance cimport another, first_endpoint
 from fastmesh.core.traffic.counters cimport (
     G_EXCHANGES, K_HTTP10_DOWNSTREAM, K_HTTP11_DOWNSTREAM, K_HTTP2_DOWNSTREAM, S_ACTIVE, S_CONNECT_FAILURES, S_LOCAL,
     S_RETRIES, S_REUSED_DEAD,
 )
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF
+from fastmesh.core.traffic.transparent cimport route_original
 from fastmesh.core.wire.grpc cimport GRPC_CALL, grpc_content_type, grpc_deadline
 from fastmesh.core.wire.grpc_web cimport GWEB_ANSWER, GWEB_TEXT_IN, grpc_web_may_tell, grpc_web_request_end
 from fastmesh.core.wire.grpc_web_head cimport grpc_web_begin
@@ -236,7 +237,11 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
         exchange_keep_log(w, x, m)
     if m.method == M_POST:
         _call(w, x, m)
-    x.service = route(x.snapshot, conf, m.base + m.authority.at, m.authority.len)
+    if fm_unlikely(conf.transparent):
+        x.service = route_original(
+            x.snapshot, conf, &x.peer.to, x.peer.own, m.base + m.authority.at, m.authority.len)
+    else:
+        x.service = route(x.snapshot, conf, m.base + m.authority.at, m.authority.len)
     if x.service == NULL:
         exchange_fail(w, x, R_NO_SERVICE)
         return
@@ -264,7 +269,7 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
         if m == NULL:
             exchange_fail(w, x, R_HEAD_TOO_LARGE)
             return
-    x.endpoint = balance(x.service)
+    x.endpoint = first_endpoint(x.service, &x.peer.to)
     if x.endpoint == NULL:
         exchange_fail(w, x, R_NO_ENDPOINT)
         return

@@ -3,7 +3,12 @@
 # A Listener does not own its descriptor (the supervisor keeps it open over our death). An accepted
 # connection belongs to the listener (ops.accepted) while it shakes hands or while its first bytes are awaited
 # (`protocol: auto`: HTTP/1 is told from everything else within DETECT_MS or DETECT_BYTES or by the client's end,
-# after which it is opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's.
+# after which it is opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's. Where the server speaks
+# first there is nothing to wait for: that is learned (traffic/learned).
+#
+# On a transparent listener the first question is where the client wanted to go (io/original): traffic/transparent
+# knows what becomes of that, and whether anything has to be told from the first bytes. The kernel is asked again when
+# they come: until then a connection holds nothing of it.
 #
 # Handshakes are bounded: how long one may take, how many are under way on a listener, how many an address may
 # begin in a second (IPv6: a /64, which is what one customer has), and how many go on in one turn (conn_shake). One
@@ -32,10 +37,13 @@ from fastmesh.core.io.h2_server cimport h2_server_open
 from fastmesh.core.io.handover cimport (
     handover, inbox_take, listener_enter, listener_leave, listener_refuse, listener_takes,
 )
+from fastmesh.core.io.original cimport is_own, original_destination
 from fastmesh.core.io.state cimport (
-    C_DEAD, C_HANDED, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source, Worker,
+    C_CUT, C_DEAD, C_HANDED, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source,
+    WATCH_LEARNED, WATCH_NONE, WATCH_SILENT, Worker,
 )
-from fastmesh.core.io.tunnel cimport tunnel_accept
+from fastmesh.core.io.tunnel cimport detected_at, tunnel_accept
+from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.sys.posix cimport (
     ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, SOCK_CLOEXEC,
@@ -43,18 +51,28 @@ from fastmesh.core.sys.posix cimport (
     socklen_t,
 )
 from fastmesh.core.traffic.counters cimport (
-    K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED, K_HANDED_IN,
+    K_DETECT_SKIPPED, K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED, K_HANDED_IN, area_detection,
 )
+from fastmesh.core.traffic.destination cimport Destination
+from fastmesh.core.traffic.learned cimport detect_observe, learned_server_first, learned_timeout
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
-    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, TLS_MESH, TLS_PASSTHROUGH,
+    FWD_APPEND, FWD_REPLACE, ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, Service, TLS_MESH, TLS_PASSTHROUGH,
     TLS_PERMISSIVE, TLS_PUBLIC,
 )
+from fastmesh.core.traffic.transparent cimport Choice, choose, choose_unknown, sharer_by_name
+from fastmesh.core.wire.first_host cimport first_host
 from fastmesh.core.traffic.route cimport route_server_name
 from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_NOT_TLS, sniff_hello
 from fastmesh.core.wire.preface cimport PREFACE_NOT, preface_here
 from fastmesh.core.wire.tls cimport TLS_ALPN_H1, TLS_ALPN_H2, TLS_ALPN_OPAQUE, tls_alpn, tls_open, tls_peer
 from fastmesh.core.wire.tls_facts cimport TlsFacts
+
+cdef struct Arrival:              # on a transparent listener
+    Destination to
+    bint own                      # that is the listener itself
+    Choice choice
+
 
 cdef enum:
     ACCEPT_BATCH = 64
@@ -81,13 +99,14 @@ cdef inline bint _agreed_http2(Conn *c) noexcept nogil:
     return c.flags & C_TLS != 0 and tls_alpn(&c.tls) == TLS_ALPN_H2
 
 
-cdef inline void _adopt(Worker *w, Conn *c, bint http) noexcept nogil:
-    """The protocol is known: give the connection to its codec."""
-    _adopt_for(w, c, http, (<Listener *>c.owner).conf.service)
+cdef inline void _adopt(Worker *w, Conn *c, bint http, int watch) noexcept nogil:
+    """The protocol is known: give the connection to its codec. `watch` (enum Watch) is about opaque bytes."""
+    _adopt_for(w, c, http, (<Listener *>c.owner).conf.service, NULL, watch)
 
 
-cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noexcept nogil:
-    """Likewise; opaque bytes go to that service of the snapshot."""
+cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service, const Arrival *a,
+                            int watch) noexcept nogil:
+    """Likewise; opaque bytes go to that service of the snapshot. `a`: on a transparent listener."""
     cdef Listener *l = <Listener *>c.owner
     cdef sockaddr_storage address
     cdef socklen_t size = sizeof(sockaddr_storage)
@@ -108,6 +127,10 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
     d.retired = 1 if w.withdrawn and l.conf.inbound else 0
     peer_text(&d.peer, &address)
     peer_facts(c, &address, facts)
+    if a != NULL:
+        d.peer.to = a.to
+        d.peer.own = a.own
+        facts.port = a.to.port
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
         proved = tls_peer(&c.tls)
         named = proved != NULL and proved.id_len > 0
@@ -117,7 +140,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service) noex
             _close(w, c, R_NO_MEMORY if named else R_TLS_IDENTITY)
             return
     if not http:
-        tunnel_accept(w, c, l, service, facts, &d.peer)
+        tunnel_accept(w, c, l, service, facts, &d.peer, watch)
         downstream_forget(w, &d)
         return
     if facts.identity != NULL and (l.conf.client_cert == FWD_REPLACE or l.conf.client_cert == FWD_APPEND):
@@ -144,11 +167,169 @@ cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
         l.nhandshakes -= 1
     if l.conf.tls == TLS_PASSTHROUGH:
         conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
+    elif fm_unlikely(l.conf.transparent):
+        _arrived(w, c)
     elif l.conf.protocol == PROTO_AUTO and not _agreed_http2(c):
-        conn_deadline(w, c, DETECT_MS)
+        if l.conf.service >= 0 and _server_first(w, &l.snapshot.services[l.conf.service], NULL):
+            _adopt(w, c, False, WATCH_LEARNED)
+        else:
+            conn_deadline(w, c, DETECT_MS)
     else:
-        _adopt(w, c, l.conf.protocol != PROTO_TCP)
+        _adopt(w, c, l.conf.protocol != PROTO_TCP, WATCH_NONE)
 
+
+# ---------------------------------------------------------------- what is remembered of beginnings
+
+cdef inline bint _server_first(Worker *w, const Service *s, const Arrival *a) noexcept nogil:
+    """Does the server speak first there, as far as is known? Then nothing has to be waited for."""
+    cdef Destination nowhere
+    cdef Destination to
+    memset(&nowhere, 0, sizeof(Destination))
+    detected_at(s, &a.to if a != NULL else &nowhere, &to)
+    if not learned_server_first(area_detection(w.area, w.slot), &to, w.now_ms):
+        return False
+    w.row.counters[K_DETECT_SKIPPED] += 1
+    return True
+
+
+cdef inline void _told(Worker *w, const Conn *c) noexcept nogil:
+    """The protocol of a connection could be told; how long that took counts."""
+    cdef uint64_t begun = c.timer.deadline - DETECT_MS
+    detect_observe(area_detection(w.area, w.slot), w.now_ms - begun if w.now_ms > begun else 0)
+
+
+cdef inline void _timed_out(Worker *w, const Conn *c, const Service *s, const Arrival *a) noexcept nogil:
+    """Nothing, or too little, came in time. `s`: whose the connection will be; NULL: nobody's."""
+    cdef Destination nowhere
+    cdef Destination to
+    w.row.counters[K_DETECT_TIMEOUTS] += 1
+    detect_observe(area_detection(w.area, w.slot), DETECT_MS)
+    if s == NULL:
+        return
+    memset(&nowhere, 0, sizeof(Destination))
+    detected_at(s, &a.to if a != NULL else &nowhere, &to)
+    learned_timeout(area_detection(w.area, w.slot), &to, <int32_t>s.slot, w.now_ms)
+
+
+# ---------------------------------------------------------------- transparent listeners
+
+cdef inline bint _arrival(Worker *w, Conn *c, Arrival *a) noexcept nogil:
+    """Where the client wanted to go, and what becomes of that. False: the connection has been closed."""
+    cdef Listener *l = <Listener *>c.owner
+    if not original_destination(c.src.fd, &l.bound, &a.to):
+        _close(w, c, R_DOWNSTREAM_CLOSED)
+        return False
+    a.own = is_own(&l.bound, &a.to)
+    choose(l.snapshot, l.conf, &a.to, a.own, &a.choice)
+    return True
+
+
+cdef inline void _settle(Worker *w, Conn *c, Arrival *a, bint http, int watch) noexcept nogil:
+    """The protocol is known: to its codec, or refused, as chosen."""
+    if a.choice.reason:
+        c.flags |= C_CUT
+        w.row.counters[K_DOWNSTREAM_REFUSED] += 1
+        _close(w, c, a.choice.reason)
+    else:
+        _adopt_for(w, c, http, a.choice.service, a, watch)
+
+
+cdef inline void _arrived(Worker *w, Conn *c) noexcept nogil:
+    """Plaintext, or TLS with its handshake done, on a transparent listener."""
+    cdef Arrival a
+    if not _arrival(w, c, &a):
+        return
+    if a.choice.reason or a.choice.protocol != PROTO_AUTO or _agreed_http2(c):
+        _settle(w, c, &a, a.choice.protocol != PROTO_TCP, WATCH_NONE)
+    elif a.choice.shared == NULL and _server_first(
+            w, &(<Listener *>c.owner).snapshot.services[a.choice.service], &a):
+        _settle(w, c, &a, False, WATCH_LEARNED)
+    else:
+        conn_deadline(w, c, DETECT_MS)
+
+
+cdef inline int _shared(Listener *l, Arrival *a, const char *p, size_t n) noexcept nogil:
+    """Whose opaque bytes are that came to a shared destination: by the name in a TLS hello, else nobody's. 0: it cannot
+    be told yet."""
+    cdef char name[SNIFF_NAME_MAX]
+    cdef size_t name_len = 0
+    cdef int32_t service = -1
+    cdef int found = sniff_hello(p, n, name, &name_len)
+    if found == SNIFF_MORE:
+        return 0
+    if found == SNIFF_HELLO:
+        service = sharer_by_name(l.snapshot, a.choice.shared, name, name_len)
+    if service < 0:
+        choose_unknown(l.snapshot, l.conf, &a.choice)
+    else:
+        a.choice.service = service
+    return 1
+
+
+cdef inline size_t _first_bytes(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    """Of a connection to a transparent listener. Takes none."""
+    cdef Listener *l = <Listener *>c.owner
+    cdef bint more = not c.flags & C_RDHUP
+    cdef int found
+    cdef Arrival a
+    if not _arrival(w, c, &a):
+        return n
+    if a.choice.reason or a.choice.protocol != PROTO_AUTO:
+        found = 1 if a.choice.protocol != PROTO_TCP else -1      # a reload has changed what is expected
+    else:
+        found = detect(l.conf, p, n)
+        if found == 0 and n < DETECT_BYTES and more:
+            return 0
+        if found <= 0 and a.choice.shared != NULL:
+            if _shared(l, &a, p, n) == 0:
+                if more:
+                    return 0
+                choose_unknown(l.snapshot, l.conf, &a.choice)
+        elif found == 1 and a.choice.shared != NULL and not _agreed_http2(c):
+            found = _by_host(l, &a, p, n)
+            if found == 0 and more:
+                return 0
+    _told(w, c)
+    _settle(w, c, &a, found == 1, WATCH_NONE)
+    return n if c.flags & C_DEAD else 0
+
+
+cdef inline int _by_host(Listener *l, Arrival *a, const char *p, size_t n) noexcept nogil:
+    """Whose an HTTP/1 connection to a shared destination is, by the Host of its first request. 1: that of one who
+    shares it, or it is HTTP/2; -1: nobody's, it is treated as opaque; 0: Host has not come yet."""
+    cdef const char *host
+    cdef size_t host_len
+    if preface_here(p, n) != PREFACE_NOT:
+        return 1
+    if not first_host(p, n, &host, &host_len):
+        return 0
+    if sharer_by_name(l.snapshot, a.choice.shared, host, host_len) >= 0:
+        return 1
+    choose_unknown(l.snapshot, l.conf, &a.choice)
+    return -1
+
+
+cdef inline void _nothing_came(Worker *w, Conn *c) noexcept nogil:
+    """On a transparent listener: opaque, perhaps a protocol in which the server speaks first."""
+    cdef Listener *l = <Listener *>c.owner
+    cdef Arrival a
+    cdef int watch = WATCH_SILENT if c.rx == NULL else WATCH_NONE
+    if not _arrival(w, c, &a):
+        return
+    if a.choice.reason or a.choice.protocol != PROTO_AUTO:
+        _settle(w, c, &a, a.choice.protocol != PROTO_TCP, WATCH_NONE)
+        return
+    if a.choice.shared != NULL:
+        if c.rx != NULL and detect(l.conf, c.rx.data + c.rx.start, c.rx.end - c.rx.start) == 1:
+            _settle(w, c, &a, True, WATCH_NONE)                  # HTTP, slow: its requests will say whose it is
+            return
+        choose_unknown(l.snapshot, l.conf, &a.choice)
+        watch = WATCH_NONE
+    _timed_out(w, c, &l.snapshot.services[a.choice.service] if a.choice.service >= 0 else NULL, &a)
+    _settle(w, c, &a, False, watch)
+
+
+# ---------------------------------------------------------------- the first bytes
 
 cdef inline int detect(const ListenerConf *conf, const char *p, size_t n) noexcept nogil:
     """1: the bytes begin an HTTP/1 request, or HTTP/2 where the listener has it; 0: cannot be told yet; -1: they do not.
@@ -204,7 +385,7 @@ cdef inline size_t _hello(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     if r == 0 and not c.flags & C_RDHUP:
         return 0
     if r > 0:
-        _adopt_for(w, c, False, service)
+        _adopt_for(w, c, False, service, NULL, WATCH_NONE)
     else:
         _close(w, c, -r if r < 0 else R_TLS_HANDSHAKE)
     return n if c.flags & C_DEAD else 0
@@ -216,12 +397,15 @@ cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     cdef int found
     if l.conf.tls == TLS_PASSTHROUGH:
         return _hello(w, c, p, n)
+    if fm_unlikely(l.conf.transparent):
+        return _first_bytes(w, c, p, n)
     if l.conf.protocol != PROTO_AUTO:
         return 0
     found = detect(l.conf, p, n)
     if found == 0 and n < DETECT_BYTES and not c.flags & C_RDHUP:
         return 0                                 # with the client's end there will be no more to tell it by
-    _adopt(w, c, found == 1)
+    _told(w, c)
+    _adopt(w, c, found == 1, WATCH_NONE)
     return n if c.flags & C_DEAD else 0
 
 
@@ -246,10 +430,14 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
         _close(w, c, R_IDLE_TIMEOUT)
     elif l.conf.tls == TLS_PASSTHROUGH:
         _close(w, c, R_TLS_TIMEOUT)
+    elif l.conf.transparent:
+        _nothing_came(w, c)
+    elif l.conf.protocol != PROTO_AUTO:
+        _adopt(w, c, l.conf.protocol == PROTO_HTTP, WATCH_NONE)      # a reload has changed what is expected
     else:
         # Nothing, or too little, came in time: opaque, perhaps a protocol in which the server speaks first.
-        w.row.counters[K_DETECT_TIMEOUTS] += 1
-        _adopt(w, c, l.conf.protocol == PROTO_HTTP)
+        _timed_out(w, c, &l.snapshot.services[l.conf.service] if l.conf.service >= 0 else NULL, NULL)
+        _adopt(w, c, False, WATCH_SILENT if c.rx == NULL else WATCH_NONE)
 
 
 cdef inline bint _within_rate(Worker *w, Conn *c, uint32_t rate) noexcept nogil:

@@ -2,14 +2,16 @@
 # on the request path. Whatever is wrong raises ValueError; nothing of a failed load stays.
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
-from fastmesh.core.base.list cimport Node, list_append, list_init
+from fastmesh.core.base.list cimport Node
 from fastmesh.core.io.load_block cimport _block, _text
+from fastmesh.core.io.load_destinations cimport load_destinations, load_transparent
 from fastmesh.core.io.load_policy cimport load_policy
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport Upstream, Worker
+from fastmesh.core.io.upstream cimport upstream_new
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un, socklen_t,
 )
@@ -18,7 +20,7 @@ from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
     Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
     NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service,
-    SVC_AUTO, SVC_HTTP1, SVC_HTTP2, Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
+    SVC_AUTO, SVC_HTTP1, SVC_HTTP2, SVC_TCP, Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, TLS1_3_VERSION
 from fastmesh.core.wire.tls_context cimport tls_context, tls_federate, tls_revoke
@@ -40,14 +42,14 @@ cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
         if inet_pton(AF_INET, host, &v4.sin_addr) != 1:
             raise ValueError(f"endpoint address {d!r} is not IPv4")
         e.address_len = sizeof(sockaddr_in)
-        _text(s, &e.text, f"{d['host']}:{port}")
+        _text(s, &e.text, d["host"] if d.get("keep_port") else f"{d['host']}:{port}")
     elif family == "inet6":
         v6.sin6_family = AF_INET6
         v6.sin6_port = htons(<uint16_t>port)
         if inet_pton(AF_INET6, host, &v6.sin6_addr) != 1:
             raise ValueError(f"endpoint address {d!r} is not IPv6")
         e.address_len = sizeof(sockaddr_in6)
-        _text(s, &e.text, f"[{d['host']}]:{port}")
+        _text(s, &e.text, f"[{d['host']}]" if d.get("keep_port") else f"[{d['host']}]:{port}")
     elif family == "unix":
         path = d["path"].encode()
         if <size_t>len(path) >= sizeof(un.sun_path):
@@ -62,6 +64,7 @@ cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
     else:
         raise ValueError(f"unknown address family {family!r}")
     e.health = d.get("health", -1)
+    e.keep_port = d.get("keep_port", False)
     return 0
 
 
@@ -72,19 +75,9 @@ cdef inline Upstream *_upstream(Worker *w, dict pools, bytes key) except NULL:
     if known is not None:
         u = <Upstream *><size_t>known
     else:
-        u = <Upstream *>calloc(1, sizeof(Upstream))
+        u = upstream_new(w, b"", key)
         if u == NULL:
             raise MemoryError()
-        u.key = <char *>calloc(1, len(key) + 1)
-        if u.key == NULL:
-            free(u)
-            raise MemoryError()
-        memcpy(u.key, <char *>key, len(key))
-        list_init(&u.idle)
-        list_init(&u.dialling)
-        list_init(&u.unclaimed)
-        list_init(&u.h2)
-        list_append(&w.upstreams, &u.all)
         pools[key] = <size_t>u
     u.refs += 1
     return u
@@ -196,7 +189,12 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
         identity = hashlib.sha256(repr(d["tls_context"]).encode()).hexdigest().encode()
     out.reuse_retry = {"replayable": REUSE_REPLAYABLE, "idempotent": REUSE_IDEMPOTENT, "off": REUSE_OFF}[
         d.get("reuse_retry", "replayable")]
-    out.protocol = {"auto": SVC_AUTO, "http1": SVC_HTTP1, "http2": SVC_HTTP2}[d.get("protocol", "auto")]
+    out.protocol = {"auto": SVC_AUTO, "http1": SVC_HTTP1, "http2": SVC_HTTP2, "tcp": SVC_TCP}[
+        d.get("protocol", "auto")]
+    out.original = d.get("original", False)
+    out.local = d.get("local", False)
+    if out.local and len(endpoints) != 2:
+        raise ValueError(f"service {d['name']!r}: an application has two addresses")
     out.mesh_connections = d.get("mesh_connections", 1)
     http2 = d.get("http2") or {}
     out.h2_ping_ms = http2.get("ping_interval_ms", 30000)
@@ -263,6 +261,8 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     out.client_cert = client_cert[d["forwarded"].get("client_cert", "remove")]
     out.normalize = {"auto": NORMALIZE_AUTO, "on": NORMALIZE_ON, "off": NORMALIZE_OFF}[d.get("normalize_paths", "auto")]
     out.keep_slashes = d.get("encoded_slashes", "refuse") == "keep"
+    if d.get("transparent"):
+        load_transparent(s, out, d)
     out.policy = load_policy(w, s, d)
     return 0
 
@@ -330,6 +330,8 @@ cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
         raise ValueError(f"snapshot format {d.get('format')!r} is not known")
     s.number = d["number"]
     s.drain_ms = d["drain_ms"]
+    s.mark = d.get("mark", 0)
+    s.passthrough = -1
     s.log_sample = log["sample"] if log else 0.0
     _identity(w, s, d)
     identity = hashlib.sha256(repr(d.get("identity")).encode()).hexdigest().encode()
@@ -337,6 +339,9 @@ cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
     for i in range(<uint32_t>len(services)):
         s.nservices += 1
         _service(w, s, &s.services[i], services[i], pools, identity)
+        if s.services[i].original:
+            s.passthrough = <int32_t>i
+    load_destinations(s, services)
     while slots < 2 * s.nservices:
         slots *= 2
     s.names = <uint32_t *>_block(s, slots * sizeof(uint32_t))

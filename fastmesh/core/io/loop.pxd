@@ -32,7 +32,7 @@ from fastmesh.core.io.listener cimport (
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
     ALT_SCRATCH, Conn, Dialling, Downstream, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH,
-    LINES_SCRATCH, Listener, Parked, Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
+    LINES_SCRATCH, Listener, Original, Parked, Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
 from fastmesh.core.io.pool cimport dial, pool_drain, pool_drop
@@ -92,6 +92,7 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     heap_init(&w.heap, POOL_BYTES)
     slab_init(&w.flows, sizeof(Flow), 16384, MAX_OBJECTS)
     slab_init(&w.tunnels, sizeof(Tunnel), 16384, MAX_OBJECTS)
+    slab_init(&w.originals, sizeof(Original), 16384, MAX_OBJECTS)
     wheel_init(&w.wheel, w.now_ms)
     list_init(&w.ready)
     list_init(&w.shaking)
@@ -334,6 +335,7 @@ cdef inline void worker_release(Worker *w) noexcept nogil:
     heap_free_all(&w.heap)
     slab_free(&w.flows)
     slab_free(&w.tunnels)
+    slab_free(&w.originals)
     shared_free(&w.identities)
     shared_free(&w.client_certs)
     pool_free(&w.pool)

@@ -7,7 +7,7 @@
 from libc.stdint cimport uint32_t
 
 from fastmesh.core.base.list cimport Node, list_empty, list_remove
-from fastmesh.core.base.reason cimport R_NO_MEMORY
+from fastmesh.core.base.reason cimport R_NO_MEMORY, R_OVERLOADED
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_queued_bytes
 from fastmesh.core.io.dialling cimport (
@@ -21,7 +21,8 @@ from fastmesh.core.io.state cimport (
     C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker, X_FRESH,
     X_EXTENDED, X_GRPC, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
-from fastmesh.core.io.upstream cimport upstream_left
+from fastmesh.core.io.upstream cimport upstream_left, upstream_of
+from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.sys.posix cimport EAGAIN, MSG_PEEK, c_recv, errno
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED
 from fastmesh.core.traffic.snapshot cimport SVC_HTTP1, SVC_HTTP2, TLS_NONE
@@ -109,12 +110,14 @@ cdef inline int _offers(const Exchange *x) noexcept nogil:
 
 cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     """Give `x` an upstream End towards `x.endpoint`: on a connection that stands, or one to wait for. 0 or a reason."""
-    cdef Upstream *u = <Upstream *>x.endpoint.pool
+    cdef Upstream *u = upstream_of(w, x.endpoint, &x.peer.to)
     cdef int offers = _offers(x)
     cdef int reason = R_NO_MEMORY
     cdef H2Conn *shared
     cdef H1Client *h
     cdef Dialling *d = NULL
+    if fm_unlikely(u == NULL):
+        return -R_OVERLOADED
     if x.flags & X_UPGRADE and offers == SPEAKS_H2:
         x.flags |= X_EXTENDED
     if offers & SPEAKS_H2:
@@ -123,7 +126,7 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
             if (u.nh2 < x.service.mesh_connections and shared.nstreams > 0 and not dialling_any(u)
                     and w.now_ms >= u.spare_after_ms):
                 u.spare_after_ms = w.now_ms + SPARE_MS
-                dialling_begin(w, x, offers, &reason)     # for those that come later
+                dialling_begin(w, u, x, offers, &reason)  # for those that come later
             if h2_client_take(w, shared, x) != 0:
                 return -R_NO_MEMORY
             if not x.flags & X_FRESH:
@@ -142,7 +145,7 @@ cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     if d == NULL:
         d = dialling_unclaimed(w, u, offers)
     if d == NULL:
-        d = dialling_begin(w, x, offers, &reason)
+        d = dialling_begin(w, u, x, offers, &reason)
     return dialling_wait(w, d, x) if d != NULL else -reason
 
 
@@ -163,9 +166,14 @@ cdef inline void pool_drain(Worker *w, Upstream *u) noexcept nogil:
 cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
     """A snapshot that named this endpoint has gone."""
     cdef Upstream *u = <Upstream *>pool
+    cdef Upstream *port
     u.refs -= 1
     if u.refs > 0:
         return
+    while u.ports != NULL:
+        port = u.ports
+        u.ports = port.next_port
+        pool_drop(w, port)
     u.nconns += 1                                # it stays until all is closed that is idle
     while not list_empty(&u.idle):
         w.row.counters[K_RETIRED_REPLACED] += 1

@@ -29,6 +29,7 @@ from fastmesh.core.sys.openssl cimport SSL_SESSION
 from fastmesh.core.sys.posix cimport epoll_event
 from fastmesh.core.traffic.admit cimport Caller
 from fastmesh.core.traffic.counters cimport AreaHeader, Ring, ServiceRow, WorkerRow
+from fastmesh.core.traffic.destination cimport Destination
 from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
@@ -167,6 +168,8 @@ cdef struct Peer:                 # a client's address
     char text[56]                 # PEER_TEXT: "ip:port"; empty for a Unix socket
     uint8_t len
     uint8_t ip_len                # the address alone is text[0:ip_len]
+    uint8_t own                   # `to` is the listener's own address
+    Destination to                # transparent listeners: where it wanted to go
 
 cdef struct Kept:                 # a request as far as it has come, in no wire format: for another try
     Buf *head                     # a Message and its text; NULL: nothing is kept
@@ -253,6 +256,10 @@ cdef struct Upstream:             # the connections of one worker to one endpoin
     # Service name, address and TLS mode: what makes it the same one in a new snapshot. With TLS_MESH it ends with the
     # SPIFFE ID that the endpoint must prove.
     char *key
+    Upstream *ports               # where endpoints keep the port: one for each that was wanted, made at first use
+    Upstream *next_port           # the next of these
+    uint32_t nports
+    uint16_t port                 # of one of these
 
 cdef struct Listener:
     Source src                    # first
@@ -266,6 +273,7 @@ cdef struct Listener:
     uint32_t number               # the same in all workers
     uint32_t *words               # of all workers (traffic/share); NULL: it is not shared out
     uint64_t handed_us            # when those handed over so far would have left at an even pace
+    Destination bound             # its address as it listens
     char name[256]
 
 cdef struct Downstream:           # a client's connection as every codec towards clients keeps it
@@ -390,6 +398,10 @@ cdef enum H2EndFlag:
     E_EXPECTS = 16                # its client waits for 100 before it sends the body
     E_BAD = 32                    # the peer's message is malformed
 
+cdef struct Original:             # an endpoint of a tunnel's own: where the client wanted to go
+    Endpoint endpoint
+    char text[56]                 # DESTINATION_TEXT
+
 cdef struct Tunnel:               # opaque bytes both ways
     Conn *down
     Conn *up
@@ -397,8 +409,15 @@ cdef struct Tunnel:               # opaque bytes both ways
     Exchange *ex                  # what is accounted and logged when the tunnel ends
     Node all
     Timer expiry                  # the end of the certificates, where tunnels end with them
+    Original *original            # passed through; NULL: the service has endpoints
     uint8_t halves                # directions that have ended
+    uint8_t watch                 # enum Watch
     Peer peer
+
+cdef enum Watch:                  # who speaks first, until somebody has
+    WATCH_NONE = 0
+    WATCH_SILENT                  # the client had its time and said nothing: is it the server?
+    WATCH_LEARNED                 # the client was not waited for: is it still the server?
 
 cdef struct Ops:                  # vtables: a header-only module can hold no static of its own
     ConnOps h1_server
@@ -458,6 +477,7 @@ cdef struct Worker:
     Heap heap                     # what libnghttp2 allocates
     Slab flows
     Slab tunnels
+    Slab originals
     Wheel wheel
     Conn *dirty
     Conn *dead

@@ -6,7 +6,7 @@
 # A Tunnel owns both Conns and the Exchange that accounts for it.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memcpy, memset
 
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
@@ -25,17 +25,21 @@ from fastmesh.core.io.account cimport exchange_keep_log
 from fastmesh.core.io.exchange cimport exchange_free, exchange_open
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.handover cimport listener_leave
+from fastmesh.core.io.original cimport destination_address, destination_text
 from fastmesh.core.io.state cimport (
     C_BULK, C_CONNECTING, C_CUT, C_EOF_TOLD, C_HANDSHAKE, C_TRUNCATED, Conn, ConnOps, Exchange, Flow, Listener,
-    Peer, Tunnel, Upstream, Worker, X_OPAQUE,
+    Original, Peer, Tunnel, Upstream, WATCH_LEARNED, WATCH_NONE, Worker, X_OPAQUE,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.admit cimport Caller, admit_opaque
-from fastmesh.core.traffic.balance cimport another, balance
+from fastmesh.core.sys.atomic cimport fm_unlikely
+from fastmesh.core.traffic.balance cimport another, first_endpoint
 from fastmesh.core.traffic.counters cimport (
-    G_TUNNELS, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE, S_CONNECTS,
-    S_CONNECT_FAILURES, S_RETRIES,
+    G_TUNNELS, K_PASSED_THROUGH, K_RETIRED_CERTIFICATE_DOWNSTREAM, K_TUNNELS, K_UPSTREAM_CONNECT_FAILURES, S_ACTIVE,
+    S_CONNECTS, S_CONNECT_FAILURES, S_RETRIES, area_detection,
 )
+from fastmesh.core.traffic.destination cimport DEST_NONE, DEST_SLOT, Destination
+from fastmesh.core.traffic.learned cimport learned_spoke
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE, TLS_PUBLIC
 from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
@@ -61,6 +65,8 @@ cdef inline void tunnel_destroy(Worker *w, Tunnel *t, int reason) noexcept nogil
     if t.ex != NULL:
         t.ex.reason = <uint16_t>reason
         exchange_free(w, t.ex)
+    if t.original != NULL:
+        slab_put(&w.originals, t.original)
     slab_put(&w.tunnels, t)
 
 
@@ -105,21 +111,46 @@ cdef inline uint8_t _alpn(const Service *s) noexcept nogil:
     return TLS_ALPN_H1 | TLS_ALPN_H2 if s.tls == TLS_PUBLIC else TLS_ALPN_H1
 
 
+cdef inline uint32_t _endpoints(const Tunnel *t) noexcept nogil:
+    """To how many it may be connected."""
+    return 1 if t.original != NULL else t.ex.service.nendpoints
+
+
+cdef inline bint _pass_through(Worker *w, Tunnel *t) noexcept nogil:
+    """To where the client wanted to go itself. False without memory."""
+    cdef Original *o = <Original *>slab_get(&w.originals)
+    if o == NULL:
+        return False
+    memset(o, 0, sizeof(Original))
+    o.endpoint.address_len = destination_address(&t.peer.to, &o.endpoint.address)
+    o.endpoint.text.ptr = o.text
+    o.endpoint.text.len = <uint32_t>destination_text(&t.peer.to, o.text)
+    o.endpoint.health = -1
+    t.original = o
+    w.row.counters[K_PASSED_THROUGH] += 1
+    return True
+
+
 cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
     """Connect to the next endpoint, each at most once. False: none is left, the tunnel has been destroyed."""
     cdef Exchange *x = t.ex
     cdef int reason = R_NO_ENDPOINT
     cdef Conn *c
-    while x.tries < x.service.nendpoints and x.tries < 255:
+    while x.tries < _endpoints(t) and x.tries < 255:
         if x.service.tls == TLS_MESH and identity_over(x.snapshot):
             reason = R_IDENTITY_EXPIRED
             break
-        x.endpoint = balance(x.service) if x.tries == 0 else another(x.service, x.endpoint, x.tries)
+        if t.original != NULL:
+            x.endpoint = &t.original.endpoint
+        elif x.tries == 0:
+            x.endpoint = first_endpoint(x.service, &t.peer.to)
+        else:
+            x.endpoint = another(x.service, x.endpoint, x.tries)
         if x.tries > 0:
             x.retries += 1
             x.service.row.counters[S_RETRIES] += 1
         x.tries += 1
-        c = upstream_connect(w, x.service, x.endpoint, &reason)
+        c = upstream_connect(w, x.service, x.endpoint, &t.peer.to, &reason)
         if c == NULL:
             x.service.row.counters[S_CONNECT_FAILURES] += 1
             continue
@@ -139,9 +170,9 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
 
 
 cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t service, const PolicyFacts *facts,
-                               const Peer *peer) noexcept nogil:
+                               const Peer *peer, int watch) noexcept nogil:
     """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over.
-    `service` is an index of the listener's snapshot, or -1: none."""
+    `service` is an index of the listener's snapshot, or -1: none. `watch`: enum Watch."""
     cdef Tunnel *t = _open(w, down, l)
     cdef Exchange *x
     cdef Caller caller
@@ -151,6 +182,7 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t servi
         conn_close(w, down)
         return
     t.peer = peer[0]
+    t.watch = <uint8_t>watch
     x = exchange_open(w, NULL, l, facts.identity, &t.peer)
     t.ex = x
     if x == NULL:
@@ -168,6 +200,9 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t servi
     if admit_opaque(l.conf, x.service, &caller, w.loads, &x.decision) < 0:
         down.flags |= C_CUT
         tunnel_destroy(w, t, R_DENIED)
+        return
+    if x.service.original and not _pass_through(w, t):
+        tunnel_destroy(w, t, R_NO_MEMORY)
         return
     conn_pause(down)
     conn_timeout(w, down, l.conf.tcp_idle_timeout_ms)
@@ -194,9 +229,11 @@ cdef inline void _established(Worker *w, Tunnel *t) noexcept nogil:
     conn_timeout(w, t.up, idle)
     t.down.flags |= C_BULK
     t.up.flags |= C_BULK
-    if not t.down.flags & C_EOF_TOLD and flow_possible(t.down, t.up):
+    if t.watch:
+        pass                                     # the first bytes come this way, those after them by the kernel
+    elif not t.down.flags & C_EOF_TOLD and flow_possible(t.down, t.up):
         flow_open(w, t.down, t.up, LENGTH_UNKNOWN, t, _direction_done)
-    if flow_possible(t.up, t.down):
+    if not t.watch and flow_possible(t.up, t.down):
         flow_open(w, t.up, t.down, LENGTH_UNKNOWN, t, _direction_done)
     conn_dirty(w, t.up)
     conn_dirty(w, t.down)
@@ -270,6 +307,27 @@ cdef inline void _direction_done(Worker *w, Flow *f, int reason) noexcept nogil:
     _half_done(w, t, dst)
 
 
+cdef inline void detected_at(const Service *s, const Destination *to, Destination *out) noexcept nogil:
+    """By what it is remembered how a connection begins: where the client wanted to go, else the service."""
+    if to.family != DEST_NONE:
+        out[0] = to[0]
+        return
+    memset(out, 0, sizeof(Destination))
+    out.family = DEST_SLOT
+    memcpy(out.address, &s.slot, sizeof(uint32_t))
+
+
+cdef inline void _spoke(Worker *w, Tunnel *t, bint server, const char *p, size_t n) noexcept nogil:
+    """Somebody has spoken, for the first time: remember who, where that was not clear. An HTTP server that is tired of
+    waiting (408) has not begun a conversation."""
+    cdef Destination to
+    cdef bint known = t.watch == WATCH_LEARNED
+    t.watch = WATCH_NONE
+    if server != known and not (server and n >= 5 and memcmp(p, b"HTTP/", 5) == 0):
+        detected_at(t.ex.service, &t.peer.to, &to)
+        learned_spoke(area_detection(w.area, w.slot), &to, server)
+
+
 cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     cdef Tunnel *t = <Tunnel *>c.owner
     cdef Conn *dst = _other(t, c)
@@ -277,6 +335,8 @@ cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept 
     if dst == NULL or dst.flags & (C_CONNECTING | C_HANDSHAKE):
         conn_pause(c)
         return 0
+    if fm_unlikely(t.watch):
+        _spoke(w, t, c == t.up, p, n)
     r = conn_write_body(w, dst, p, n)
     if r < 0:
         tunnel_destroy(w, t, -r)
@@ -337,7 +397,7 @@ cdef inline void tunnel_up_error(Worker *w, Conn *c, int reason) noexcept nogil:
         t.ex.service.row.counters[S_CONNECT_FAILURES] += 1
         conn_close(w, c)
         t.up = NULL
-        if t.ex.tries < t.ex.service.nendpoints:
+        if t.ex.tries < _endpoints(t):
             _dial(w, t)
             return
     if reason and t.down != NULL:

@@ -1,13 +1,14 @@
 # How a connection to an endpoint is begun: its socket, and TLS on it.
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport free
-from libc.string cimport strlen
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, strlen
 
-from fastmesh.core.base.list cimport list_remove
+from fastmesh.core.base.list cimport list_append, list_init, list_remove
 from fastmesh.core.base.reason cimport (
-    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_NO_MEMORY, R_OVERLOADED,
-    R_UPSTREAM_TLS_HANDSHAKE,
+    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_CONNECT_UNREACHABLE, R_NO_ENDPOINT, R_NO_MEMORY,
+    R_OVERLOADED, R_UPSTREAM_TLS_HANDSHAKE,
 )
 from fastmesh.core.io.age cimport conn_expires
 from fastmesh.core.io.connection cimport conn_deadline, conn_resume_later
@@ -18,15 +19,65 @@ from fastmesh.core.io.state cimport (
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
 from fastmesh.core.sys.posix cimport (
     AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
-    IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, TCP_NODELAY, c_close, c_connect,
-    c_socket, errno, getsockopt, setsockopt, sockaddr, socklen_t,
+    IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_MARK, TCP_NODELAY, c_close,
+    c_connect, c_socket, errno, getsockopt, htons, setsockopt, sockaddr, sockaddr_in, sockaddr_storage, socklen_t,
 )
+from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES
+from fastmesh.core.traffic.destination cimport Destination
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_PUBLIC
 from fastmesh.core.wire.tls cimport tls_open
 
 cdef enum:
     HANDSHAKE_MS = 5000
+    PORTS_MAX = 256               # pools of an endpoint that keeps the port
+
+
+cdef inline Upstream *upstream_new(Worker *w, const char *prefix, const char *key) noexcept nogil:
+    """One without connections, called `prefix` and `key` in one; nobody names it yet. NULL without memory."""
+    cdef size_t n = strlen(prefix)
+    cdef size_t k = strlen(key)
+    cdef Upstream *u = <Upstream *>calloc(1, sizeof(Upstream))
+    if u == NULL:
+        return NULL
+    u.key = <char *>malloc(n + k + 1)
+    if u.key == NULL:
+        free(u)
+        return NULL
+    memcpy(u.key, prefix, n)
+    memcpy(u.key + n, key, k + 1)
+    list_init(&u.idle)
+    list_init(&u.dialling)
+    list_init(&u.unclaimed)
+    list_init(&u.h2)
+    list_append(&w.upstreams, &u.all)
+    return u
+
+
+cdef inline Upstream *upstream_of(Worker *w, const Endpoint *e, const Destination *to) noexcept nogil:
+    """The pool of an endpoint, for a client that wanted to go to `to`; NULL: there is no room for one more port. Where
+    the endpoint keeps the port there is a pool for each, made when it is first wanted; it goes with the endpoint's."""
+    cdef Upstream *base = <Upstream *>e.pool
+    cdef Upstream *u
+    cdef char prefix[16]
+    if not e.keep_port:
+        return base
+    u = base.ports
+    while u != NULL and u.port != to.port:
+        u = u.next_port
+    if u != NULL or base.nports >= PORTS_MAX:
+        return u
+    # No service has such a name: it is never taken for another.
+    snprintf(prefix, sizeof(prefix), b":%u|", <unsigned int>to.port)
+    u = upstream_new(w, prefix, base.key)
+    if u == NULL:
+        return NULL
+    u.port = to.port
+    u.refs = 1
+    u.next_port = base.ports
+    base.ports = u
+    base.nports += 1
+    return u
 
 
 cdef inline void upstream_left(Upstream *u) noexcept nogil:
@@ -54,19 +105,39 @@ cdef inline int connect_reason(int err) noexcept nogil:
     return R_CONNECT_FAILED
 
 
-cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, int *reason) noexcept nogil:
-    """A connection under way to `e`; its owner is set by the caller before the next turn. NULL and a reason."""
+cdef inline const sockaddr *_on_port(const Endpoint *e, const Destination *to, sockaddr_storage *room) noexcept nogil:
+    """The address of an endpoint that is connected to on the port that the client wanted."""
+    room[0] = e.address
+    (<sockaddr_in *>room).sin_port = htons(to.port)      # an IPv6 address has it in the same place
+    return <const sockaddr *>room
+
+
+cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Destination *to,
+                                   int *reason) noexcept nogil:
+    """A connection under way to `e`; its owner is set by the caller before the next turn. NULL and a reason. `to`:
+    where the client wanted to go, if its connection was taken over."""
     cdef int one = 1
     cdef int family = e.address.ss_family
     cdef uint32_t flags = C_UPSTREAM | C_CONNECTING
+    cdef const sockaddr *address = <const sockaddr *>&e.address
+    cdef sockaddr_storage room
     cdef Conn *c
-    cdef int fd = c_socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef int fd
+    if fm_unlikely(e.keep_port):
+        if to.port == 0:
+            reason[0] = R_NO_ENDPOINT            # nobody says which port
+            return NULL
+        address = _on_port(e, to, &room)
+    fd = c_socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         reason[0] = connect_reason(errno)
         return NULL
     if family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(int))
-    if c_connect(fd, <sockaddr *>&e.address, e.address_len) != 0 and errno != EINPROGRESS:
+        if fm_unlikely(w.snapshot.mark):
+            # Not allowed without CAP_NET_ADMIN: then rules tell us by our user.
+            setsockopt(fd, SOL_SOCKET, SO_MARK, &w.snapshot.mark, sizeof(uint32_t))
+    if c_connect(fd, address, e.address_len) != 0 and errno != EINPROGRESS:
         reason[0] = connect_reason(errno)
         w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
         c_close(fd)

@@ -27,7 +27,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     enum: AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET
-    enum: SO_ERROR, SO_LINGER, SO_KEEPALIVE, SO_SNDBUF, SO_RCVBUF
+    enum: SO_ERROR, SO_LINGER, SO_KEEPALIVE, SO_SNDBUF, SO_RCVBUF, SO_MARK
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, MSG_MORE, SHUT_RD, SHUT_WR, SHUT_RDWR
     enum: MSG_CMSG_CLOEXEC, SCM_RIGHTS
     ctypedef uint32_t socklen_t
@@ -68,7 +68,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void *value, socklen_t n)
 
 cdef extern from "<netinet/in.h>" nogil:
-    enum: IPPROTO_TCP, INET_ADDRSTRLEN, INET6_ADDRSTRLEN
+    enum: IPPROTO_TCP, SOL_IP, SOL_IPV6, INET_ADDRSTRLEN, INET6_ADDRSTRLEN
     struct in_addr:
         uint32_t s_addr
     struct in6_addr:
@@ -86,6 +86,14 @@ cdef extern from "<netinet/in.h>" nogil:
     uint16_t htons(uint16_t v)
     uint16_t ntohs(uint16_t v)
     uint32_t ntohl(uint32_t v)
+
+cdef extern from * nogil:
+    """
+    /* <linux/netfilter_ipv4.h> and its twin, which do not go together with <netinet/in.h> */
+    #define FM_SO_ORIGINAL_DST 80
+    #define FM_IP6T_SO_ORIGINAL_DST 80
+    """
+    enum: SO_ORIGINAL_DST "FM_SO_ORIGINAL_DST", IP6T_SO_ORIGINAL_DST "FM_IP6T_SO_ORIGINAL_DST"
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum: TCP_NODELAY, TCP_QUICKACK

@@ -7,8 +7,9 @@
 
 from libc.stdint cimport uint32_t
 
-from fastmesh.core.sys.atomic cimport fm_likely, fm_load_byte
+from fastmesh.core.sys.atomic cimport fm_likely, fm_load_byte, fm_unlikely
 from fastmesh.core.traffic.counters cimport HEALTH_BAD, S_HEALTH_PANICS
+from fastmesh.core.traffic.destination cimport DEST_INET6, Destination
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service
 
 
@@ -41,6 +42,13 @@ cdef inline Endpoint *balance(Service *s) noexcept nogil:
             return e
     s.row.counters[S_HEALTH_PANICS] += 1
     return &s.endpoints[at]
+
+
+cdef inline Endpoint *first_endpoint(Service *s, const Destination *to) noexcept nogil:
+    """Where the first try goes; of an application, which has both families, to the one that the client used."""
+    if fm_unlikely(s.local):
+        return &s.endpoints[to.family == DEST_INET6]
+    return balance(s)
 
 
 cdef inline Endpoint *another(Service *s, Endpoint *e, uint32_t tries) noexcept nogil:

@@ -1,7 +1,7 @@
 # The counters and rings that workers and agent share.
 #
 # One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows, `rules`
-# RuleRows and a log ring, then for every listener a word of each worker (`share`), then for every checked endpoint
+# RuleRows, a log ring and a Detection (`learned`), then for every listener a word of each worker (`share`), then for every checked endpoint
 # a byte: 0, or HEALTH_BAD. The agent alone writes those, workers read one for each choice of an endpoint (`balance`);
 # they stay as they are when it has gone.
 # A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up,
@@ -13,6 +13,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
+from fastmesh.core.traffic.learned cimport Detection
 from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
 cdef enum:  # Counter
@@ -44,6 +45,8 @@ cdef enum:  # Counter
     K_HANDED_OUT
     K_HANDED_IN
     K_DETECT_TIMEOUTS
+    K_DETECT_SKIPPED
+    K_PASSED_THROUGH
     K_REGEX_LIMITS
     K_RETIRED_AGE
     K_RETIRED_CERTIFICATE_DOWNSTREAM
@@ -166,7 +169,8 @@ cdef struct LogRecord:        # fixed part; the strings follow in the order of t
 
 
 cdef inline size_t area_slot_bytes(uint32_t services, uint32_t rules) noexcept nogil:
-    cdef size_t n = sizeof(WorkerRow) + services * sizeof(ServiceRow) + rules * sizeof(RuleRow) + sizeof(Ring)
+    cdef size_t n = (sizeof(WorkerRow) + services * sizeof(ServiceRow) + rules * sizeof(RuleRow) + sizeof(Ring)
+                     + sizeof(Detection))
     return (n + 4095) & ~<size_t>4095
 
 
@@ -189,6 +193,10 @@ cdef inline RuleRow *area_rule(AreaHeader *a, uint32_t slot, uint32_t rule) noex
 cdef inline Ring *area_ring(AreaHeader *a, uint32_t slot) noexcept nogil:
     return <Ring *>(area_slot(a, slot) + sizeof(WorkerRow) + a.services * sizeof(ServiceRow)
                     + a.rules * sizeof(RuleRow))
+
+
+cdef inline Detection *area_detection(AreaHeader *a, uint32_t slot) noexcept nogil:
+    return <Detection *>(<char *>area_ring(a, slot) + sizeof(Ring))
 
 
 cdef inline size_t area_words_bytes(uint32_t workers) noexcept nogil:

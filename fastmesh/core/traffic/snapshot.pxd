@@ -4,10 +4,11 @@
 # freed with the last reference: exchanges and tunnels hold one, the worker holds one on the newest. A
 # Listener or Service of an old snapshot therefore stays valid until the last exchange that uses it ends.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmesh.core.sys.posix cimport sockaddr_storage, socklen_t
 from fastmesh.core.traffic.counters cimport ServiceRow
+from fastmesh.core.traffic.destination cimport Destinations
 from fastmesh.core.traffic.policy cimport Policy
 from fastmesh.core.traffic.text_index cimport Text
 
@@ -34,6 +35,7 @@ cdef enum:  # SvcProtocol
     SVC_AUTO = 0          # TLS: by ALPN; plaintext: HTTP/1.1, but HTTP/2 for gRPC
     SVC_HTTP1
     SVC_HTTP2             # plaintext: by prior knowledge
+    SVC_TCP               # opaque; HTTP that comes all the same is as with SVC_AUTO
 
 cdef enum:  # ReuseRetry
     REUSE_REPLAYABLE = 0
@@ -50,6 +52,7 @@ cdef struct Endpoint:
     socklen_t address_len
     Text text             # "127.0.0.1:9000", "[::1]:80", "unix:/run/x"
     int32_t health        # its byte in the table of the Area; -1: nobody checks it
+    uint8_t keep_port     # is connected to on the port that the client wanted; the address has none
     void *pool            # its connections: owned by the io floor, counted there
 
 cdef struct Service:
@@ -60,6 +63,8 @@ cdef struct Service:
     uint8_t tls           # enum TlsMode
     uint8_t protocol      # enum SvcProtocol
     uint8_t reuse_retry   # enum ReuseRetry
+    uint8_t original      # stands for all destinations that no service has; no endpoints
+    uint8_t local         # the application: its endpoints are 127.0.0.1 and ::1, in this order
     uint32_t nendpoints
     Endpoint *endpoints
     uint32_t cursor       # round robin
@@ -79,10 +84,17 @@ cdef struct SniRoute:
     uint8_t wildcard
     int32_t service
 
+cdef struct PortConf:
+    uint16_t port         # that the client wanted
+    uint8_t protocol      # enum Protocol
+    int32_t service       # inbound: the application there; otherwise -1
+
 cdef struct ListenerConf:
     Text name
     uint8_t outbound      # role: routes by Host where no service is named
     uint8_t inbound
+    uint8_t transparent   # where the client wanted to go decides; `service` is -1
+    uint8_t reject        # what no service has is not passed through
     uint8_t protocol      # enum Protocol
     uint8_t tls           # enum TlsMode
     uint8_t http2         # clients may speak it; never with PROTO_TCP or TLS_PASSTHROUGH
@@ -94,6 +106,9 @@ cdef struct ListenerConf:
     uint8_t normalize     # enum Normalize
     uint8_t keep_slashes  # encoded ones are part of their segment
     int32_t service       # index, or -1: by Host
+    int32_t direct        # transparent and inbound: for connections made to the listener itself; -1: refused
+    PortConf *ports       # transparent: in the order of their numbers
+    uint32_t nports
     void *tls_ctx         # SSL_CTX with TLS_PUBLIC, else NULL
     SniRoute *sni         # with TLS_PASSTHROUGH: services by name
     uint32_t nsni
@@ -117,6 +132,9 @@ cdef struct Snapshot:
     Service *services
     uint32_t nlisteners
     ListenerConf *listeners
+    Destinations destinations     # whose they are, for transparent listeners
+    int32_t passthrough   # the service that stands for all others; -1: none
+    uint32_t mark         # SO_MARK of our own connections; 0: none
     uint32_t names_mask   # open-addressing table: hash of the name -> index + 1
     uint32_t *names
     void *server_ctx      # SSL_CTX, or NULL without identity
