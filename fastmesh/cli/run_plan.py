@@ -13,6 +13,7 @@ from fastmesh.host.launch.plan import Plan
 _PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _EXCEPT: Final = ("no_proxy", "NO_PROXY")
 _OWN: Final = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK: Final = {"127.0.0.1": "127.0.0.1", "::1": "::1", "localhost": "127.0.0.1"}
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -38,9 +39,48 @@ def make_plan(
         proxied=explicit,
         timeout_s=timeout_s,
         environment=_proxies(loaded) if explicit else {},
-        inside=[],
-        published=[],
+        inside=_inside(loaded) if isolate else [],
+        published=_published(loaded) if isolate else [],
     )
+
+
+def _inside(loaded: Loaded) -> list[tuple[str, str, int]]:
+    """What the command may connect to: the outbound listeners."""
+    found = []
+    for listener in loaded.config.listeners:
+        if listener.role == "outbound" and listener.bind.path is None:
+            if not listener.bind.port:
+                raise NotPossible(f"--isolate needs a fixed port for listener {listener.name}, not port 0")
+            found.append((listener.name, listener.bind.host, listener.bind.port))
+    if not found:
+        raise NotPossible(
+            "--isolate needs a listener with `role: outbound` on an address with a port: it is the command's "
+            "only way out"
+        )
+    intercept = loaded.config.intercept
+    if intercept is not None and intercept.method != "redirect":
+        raise NotPossible(
+            "--isolate needs `intercept.method: redirect`: the sidecar is elsewhere than the command"
+        )
+    return found
+
+
+def _published(loaded: Loaded) -> list[tuple[str, int]]:
+    """The loopback addresses at which inbound listeners look for the application."""
+    config = loaded.config
+    found: dict[tuple[str, int], None] = {}
+    for listener in config.listeners:
+        if listener.role != "inbound":
+            continue
+        if listener.to is not None:
+            for endpoint in config.services[listener.to].endpoints:
+                address = endpoint.address
+                if address.path is None and address.port and address.host in _LOOPBACK:
+                    found[_LOOPBACK[address.host], address.port] = None
+        if listener.transparent and config.intercept is not None and config.intercept.inbound is not None:
+            host = "::1" if ":" in listener.bind.host else "127.0.0.1"
+            found |= dict.fromkeys((host, port) for port in config.intercept.inbound.ports)
+    return list(found)
 
 
 def _proxies(loaded: Loaded) -> dict[str, str]:
@@ -62,7 +102,7 @@ def _serves_by_name(listener: Listener) -> bool:
         and listener.to is None
         and listener.tls is None
         and listener.protocol != "tcp"
-        and not getattr(listener, "transparent", False)
+        and not listener.transparent
     )
 
 

@@ -32,6 +32,7 @@ class Guard:
             from fastmesh._core import set_title
 
             os.setsid()
+            takeover.let_go()
             set_title(f"fastmesh: guard ({label})")
             poll = select.poll()
             poll.register(us, select.POLLIN)

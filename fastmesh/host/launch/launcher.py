@@ -290,6 +290,7 @@ class Launcher:
         for name in ("timeout", "leave", *(one.name for one in self._sidecars)):
             self._timers.cancel(name)
         for sidecar in self._sidecars:
+            sidecar.let_go()
             sidecar.signal(signal.SIGTERM)
         self._drained()
 

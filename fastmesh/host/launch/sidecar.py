@@ -19,7 +19,7 @@ from fastmesh.host.process import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _CREDENTIALS = struct.Struct("=iII")
 _FIRST_FD = 3
@@ -29,13 +29,22 @@ _EXIT_NOT_RUN = 127
 
 
 class Sidecar:
-    """`arguments` are those of `fastmesh.host`; `sockets` those that it shall listen on, by name.
+    """`arguments` are those of `fastmesh.host`; `sockets` those that it shall listen on, by name;
+    `enter` puts it where it shall run, and `notify` is
+    where it can tell from there.
 
     `pid` is 0 while it does not run. `sessions`: of all that have run. Who is in one is the sidecar's.
     """
 
     def __init__(
-        self, name: str, arguments: list[str], mark: str, sockets: Mapping[str, socket.socket] | None = None
+        self,
+        name: str,
+        arguments: list[str],
+        mark: str,
+        sockets: Mapping[str, socket.socket] | None = None,
+        *,
+        enter: Callable[[], None] | None = None,
+        notify: str = "",
     ) -> None:
         self.name = name
         self.mark = f"{mark}/{name.replace(' ', '-')}"
@@ -46,11 +55,12 @@ class Sidecar:
         self.backoff = Backoff()
         self._arguments = arguments
         self._sockets = dict(sockets or {})
+        self._enter = enter
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._notify.setblocking(False)
-        # The kernel picks a name that nobody has (unix(7): autobind).
-        self._notify.bind("")
+        # The kernel picks a name that nobody has (unix(7): autobind), in our network namespace.
+        self._notify.bind(notify)
 
     def fileno(self) -> int:
         return self._notify.fileno()
@@ -65,6 +75,8 @@ class Sidecar:
 
     def _execute(self, parent: int) -> int:
         os.setsid()
+        if self._enter is not None:
+            self._enter()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         die_with_parent(signal.SIGTERM, parent)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -73,7 +85,7 @@ class Sidecar:
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"):
             environment.pop(name, None)
         address = self._notify.getsockname()
-        environment["NOTIFY_SOCKET"] = "@" + address[1:].decode()
+        environment["NOTIFY_SOCKET"] = address if isinstance(address, str) else "@" + address[1:].decode()
         # The directory that we are started in is no place to import modules from.
         environment["PYTHONSAFEPATH"] = "1"
         environment[MARK] = self.mark
@@ -105,6 +117,12 @@ class Sidecar:
             lines = text.split(b"\n")
             self.ready = self.ready or b"READY=1" in lines
             self.withdrawn = self.withdrawn or b"X_FASTMESH_WITHDRAWN=1" in lines
+
+    def let_go(self) -> None:
+        """It is not started again: whoever waits at its sockets shall not wait for us."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets = {}
 
     def withdraw(self) -> None:
         """Inbound listeners accept no more; it tells when that is so."""

@@ -7,16 +7,22 @@ that ends: YAML and its like would stay in the memory of a process that lives as
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 
+from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside
 from fastmesh.host.launch.processes import fork
 from fastmesh.host.launch.sidecar import Sidecar
 from fastmesh.host.process import say
+from fastmesh.host.sockets import ListenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from fastmesh.host.launch.plan import Plan
@@ -43,17 +49,18 @@ class Takeover:
 
     @staticmethod
     def of(plan: Plan) -> Takeover:
-        return {"explicit": Takeover, "cgroup": CgroupTakeover}[plan.mode](plan)
+        return {"explicit": Takeover, "cgroup": CgroupTakeover, "isolate": NamespaceTakeover}[plan.mode](plan)
 
     def prepare(self) -> None:
         pass
 
     def sidecars(self, mark: str) -> list[Sidecar]:
         """What has to run for the command, the sidecar first."""
-        arguments = [self.plan.config]
-        if self.plan.workload:
-            arguments += ["--workload", self.plan.workload]
-        return [Sidecar("sidecar", arguments, mark)]
+        return [Sidecar("sidecar", self._arguments(), mark)]
+
+    def _arguments(self) -> list[str]:
+        workload = ["--workload", self.plan.workload] if self.plan.workload else []
+        return [self.plan.config, *workload]
 
     def up(self) -> None:
         pass
@@ -63,6 +70,9 @@ class Takeover:
 
     def kill(self) -> None:
         pass
+
+    def let_go(self) -> None:
+        """Close all that is held open: this copy of the object is for `kill` and `down` only."""
 
     def down(self, *, surely_up: bool = False) -> None:
         pass
@@ -98,12 +108,13 @@ class CgroupTakeover(Takeover):
     def _install(self) -> None:
         from fastmesh.host.intercept import Selection, up
 
-        up(_loaded(self.plan), Selection(netns=None, uid=None, cgroup=self._path))
+        up(_loaded(self.plan), Selection(cgroup=self._path))
 
     def _remove(self) -> None:
-        from fastmesh.host.intercept import Selection, down
+        from fastmesh.host.intercept import Selection
+        from fastmesh.host.intercept.apply import down_of
 
-        down(_loaded(self.plan), Selection(netns=None, uid=None, cgroup=self._path))
+        down_of(self.plan.config, Selection(cgroup=self._path))
 
     def enter(self) -> None:
         with open(f"{self._path}/cgroup.procs", "w", encoding="ascii") as file:
@@ -137,6 +148,83 @@ class CgroupTakeover(Takeover):
                     say(f"run: the cgroup {self._path} cannot be removed: {error.strerror}")
                     return
             time.sleep(_POLL_S)
+
+
+class NamespaceTakeover(Takeover):
+    """By a network namespace of its own (`isolation`), where the sidecar listens too."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._namespace: Namespace | None = None
+        self._outside: dict[str, socket.socket] = {}
+        self._directory = ""
+
+    def prepare(self) -> None:
+        try:
+            self._namespace = Namespace(self.plan.inside)
+            for host, port in self.plan.published:
+                self._outside[gate_name(host, port)] = listening_outside(host, port)
+        except (IsolationError, ListenError) as error:
+            raise TakeoverError(str(error)) from error
+
+    def sidecars(self, mark: str) -> list[Sidecar]:
+        assert self._namespace is not None
+        found = [Sidecar("sidecar", self._arguments(), mark, self._namespace.sockets)]
+        if self._outside:
+            self._directory = tempfile.mkdtemp(prefix="fastmesh-run-")
+            path = os.path.join(self._directory, "gate.yaml")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(gate_config(self.plan.published))
+            notify = os.path.join(self._directory, "notify.sock")
+            enter = self._namespace.enter
+            found.append(Sidecar("gate", [path], mark, self._outside, enter=enter, notify=notify))
+        return found
+
+    def up(self) -> None:
+        if not self.plan.proxied:
+            _in_child(self._install)
+
+    def _install(self) -> None:
+        assert self._namespace is not None
+        self._namespace.enter()
+        from fastmesh.host.intercept import Selection, up
+
+        up(_loaded(self.plan), Selection())
+
+    def enter(self) -> None:
+        assert self._namespace is not None
+        self._namespace.enter_as_ourselves()
+
+    def let_go(self) -> None:
+        if self._namespace is not None:
+            self._namespace.close()
+        for sock in self._outside.values():
+            sock.close()
+
+    def down(self, *, surely_up: bool = False) -> None:
+        """The rules go with the namespace, when its last process has gone."""
+        self.let_go()
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def gate_name(host: str, port: int) -> str:
+    """The gate's listener for an address of the application's."""
+    return f"port-{port}-v{6 if ':' in host else 4}"
+
+
+def gate_config(published: list[tuple[str, int]]) -> str:
+    """The gate's configuration: what comes in at an address goes to the same one inside."""
+    listeners, services = [], {}
+    for host, port in published:
+        name, address = gate_name(host, port), f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        # Its socket is passed to it, open.
+        bind = "[::1]:0" if ":" in host else "127.0.0.1:0"
+        listeners.append({"name": name, "bind": bind, "protocol": "tcp", "to": name})
+        services[name] = {"endpoints": [address]}
+    return json.dumps(
+        {"admin": "off", "workers": 1, "drain": "1s", "listeners": listeners, "services": services}
+    )
 
 
 def _loaded(plan: Plan):  # type: ignore[no-untyped-def]

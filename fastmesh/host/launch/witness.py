@@ -14,6 +14,8 @@ import socket
 from fastmesh.host.launch.kernel import die_with_parent
 from fastmesh.host.launch.processes import fork
 
+_FIRST_FD = 3
+
 
 class Witness:
     """The process and our line to it. Start it while signals are blocked."""
@@ -25,11 +27,14 @@ class Witness:
         def watch() -> int:
             from fastmesh._core import set_title
 
-            ours.close()
+            # Nothing else: what listens must not outlive those that are meant to.
+            line = theirs.detach()
+            os.closerange(_FIRST_FD, line)
+            os.closerange(line + 1, os.sysconf("SC_OPEN_MAX"))
             set_title(f"fastmesh: witness ({label})")
             die_with_parent(signal.SIGKILL, parent)
-            while asked := theirs.recv(1):
-                theirs.send(b"1" if signal.sigtimedwait({asked[0]}, 0) else b"0")
+            while asked := os.read(line, 1):
+                os.write(line, b"1" if signal.sigtimedwait({asked[0]}, 0) else b"0")
             return 0
 
         self.pid = fork(watch)
