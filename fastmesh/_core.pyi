@@ -126,6 +126,9 @@ class Worker:
         rules_of, audit.
         """
 
+    def withdraw(self) -> None:
+        """Inbound listeners stop accepting and let exchanges finish; outbound ones serve on."""
+
     def drain(self, deadline_ms: int) -> None:
         """Stop accepting, once the accept queues are empty, and let exchanges finish."""
 

@@ -24,7 +24,7 @@ from fastmesh.core.io.listener cimport (
 from fastmesh.core.io.load cimport load_snapshot, mesh_context
 from fastmesh.core.io.loop cimport (
     TURN_AGAIN, TURN_CONTROL, TURN_SIGNAL, control_event, worker_clock, worker_drain, worker_free,
-    worker_init, worker_release, worker_turn,
+    worker_init, worker_release, worker_turn, worker_withdraw,
 )
 from fastmesh.core.io.original cimport DESTINATION_TEXT, destination_of, destination_text
 from fastmesh.core.io.retire cimport retire_denied
@@ -773,6 +773,11 @@ cdef class Worker:
             "rules_of": None if decision.verdict == NO_VERDICT else "service" if decision.service else "listener",
             "audit": bool(decision.audit),
         }
+
+    def withdraw(self):
+        """Inbound listeners stop accepting, and let exchanges end; outbound ones serve on."""
+        worker_clock(self.w)
+        worker_withdraw(self.w)
 
     def drain(self, int deadline_ms):
         """Stop accepting and let exchanges end; run() returns RUN_DRAINED then, or after `deadline_ms`."""

@@ -84,6 +84,7 @@ class Configuration:
         self._channel = channel
         self._state = state
         self._workers: int | None = None
+        self._workload: str | None = None
         self._again = False
         self._wanted: set[str] = set()
         # What is being loaded: these parts, or the file.
@@ -95,6 +96,7 @@ class Configuration:
         if "config" in message:
             self._state.config = message["config"]
             self._workers = message.get("workers")
+            self._workload = message.get("workload")
 
     def load(self) -> None:
         """Begin to load the file; or once more after the load under way: it may have read an older file."""
@@ -117,6 +119,7 @@ class Configuration:
         request = {
             "config": self._state.config,
             "workers": self._workers,
+            "workload": self._workload,
             "number": current["number"] + 1 if current else 1,
             "digest": current["digest"] if current else None,
             "slots": dict(self._state.services()),

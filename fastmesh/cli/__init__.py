@@ -35,8 +35,13 @@ EXIT_PKI: Final = 5
 # and completion need not import the modules.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("fastmesh.cli.serve", "Run the proxy with a configuration file."),
+    "run": ("fastmesh.cli.run", "Run a command with a sidecar of its own."),
     "check": ("fastmesh.cli.check", "Check a configuration file and report every error in it."),
     "explain": ("fastmesh.cli.explain", "Say what would become of a request, and why."),
+    "intercept": (
+        "fastmesh.cli.intercept",
+        "Lead an application's traffic through the proxy without its help.",
+    ),
     "init": ("fastmesh.cli.init", "Write a commented starter configuration."),
     "schema": ("fastmesh.cli.schema", "Print the JSON Schema of the configuration, for editors."),
     "certs": ("fastmesh.cli.certs", "Run the mesh's certificate authority."),

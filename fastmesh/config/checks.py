@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from fastmesh.config.errors import nearest, plain, shown
 from fastmesh.config.health_checks import check_health
+from fastmesh.config.intercept_checks import check_intercept
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
 from fastmesh.config.roles import leading_to, listener_tls, opaque, service_tls
@@ -73,6 +74,7 @@ class _Checks:
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)
+        check_intercept(self.config.intercept, self.listeners, self.report)
         check_transparent(self.config, self.listeners, self.services, self.report)
 
     def identity(self) -> None:

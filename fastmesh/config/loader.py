@@ -39,14 +39,17 @@ class Loaded(msgspec.Struct, frozen=True):
     positions: Positions
 
 
-def load(path: Path) -> Loaded:
-    """Read, validate and cross-check a configuration file. Raises `ConfigErrors` with all that is wrong."""
+def load(path: Path, workload: str | None = None) -> Loaded:
+    """Read, validate and cross-check a configuration file; `workload` instead of what it says there.
+
+    Raises `ConfigErrors` with all that is wrong.
+    """
     from fastmesh.config import document
 
-    return loads(document.read(path, str(path)), path)
+    return loads(document.read(path, str(path)), path, workload)
 
 
-def loads(data: bytes, path: Path) -> Loaded:
+def loads(data: bytes, path: Path, workload: str | None = None) -> Loaded:
     """`load` for the bytes of a file that would stand at `path`."""
     from fastmesh.config import document  # PyYAML: only a process that reads a file pays for it
 
@@ -55,6 +58,8 @@ def loads(data: bytes, path: Path) -> Loaded:
     walk = _Walk(name, errors)
     config = walk.value(Type(section=Config), root, ())
     if config is not INVALID:
+        if workload is not None:
+            config = msgspec.structs.replace(config, workload=workload)
         check(config, path.absolute().parent, walk.report)
     if walk.errors:
         raise ConfigErrors(walk.errors)
@@ -174,10 +179,10 @@ class _Walk:
 
 def _meant(text: str, known: dict[str, Field]) -> str:
     """What an unknown key should have been: elsewhere, spelt otherwise, or one of those there are."""
-    elsewhere = tuple(title(section) for _, section in sections() if text in fields(section))
-    if elsewhere:
-        return f"it in {alternatives(elsewhere)}"
     near = nearest(text, known)
+    elsewhere = tuple(title(section) for _, section in sections() if text in fields(section))
+    if elsewhere and near not in (f"{text}s", text.removesuffix("s")):
+        return f"it in {alternatives(elsewhere)}"
     return shown(near) if near else alternatives(tuple(known))
 
 

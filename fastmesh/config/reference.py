@@ -164,6 +164,10 @@ def _json_type(kind: Type) -> dict[str, Any]:
         return {"enum": list(kind.choices)}
     if kind.kind is not None:
         text = {"type": "string"} | _pattern(kind)
+        if kind.kind.numbers is not None:
+            lowest, highest = kind.kind.numbers
+            number: dict[str, Any] = {"type": "integer", "minimum": lowest, "maximum": highest}
+            return {"anyOf": [text, number]}
         return {"anyOf": [text, {"const": "off"}]} if kind.off else text
     if kind.plain is bool:
         return {"type": "boolean"}

@@ -481,7 +481,10 @@ class Config(Section, frozen=True, kw_only=True):
     ] = None
     intercept: Annotated[
         Intercept | None,
-        Meta(description="Traffic that is taken over. Left out: none is."),
+        Meta(
+            description="Which traffic `fastmesh intercept up` leads through this proxy. Left out: none, and "
+            "applications call it by its address."
+        ),
     ] = None
     workers: Annotated[
         int | None,

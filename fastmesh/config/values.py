@@ -22,13 +22,16 @@ MAX_UNIX_PATH: Final = 107  # sun_path of sockaddr_un without its NUL
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """A kind of scalar. `pattern` is what an editor can check (JSON Schema); `parse` is what counts."""
+    """A kind of scalar. `pattern` is what an editor can check (JSON Schema); `parse` is what counts.
+    `numbers`: the range in which it may be written as a number, which an editor tells from text.
+    """
 
     name: str
     expected: str
     parse: Callable[[str], Any]
     pattern: str | None = None
     show: Callable[[Any], str] = str  # the text that `parse` reads as this value
+    numbers: tuple[int, int] | None = None
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
-"""`python -m fastmesh.host CONFIG [--workers N] [--pid-file FILE]`: what `fastmesh serve` becomes.
+"""`python -m fastmesh.host CONFIG [--workers N] [--workload NAME] [--pid-file FILE]`.
 
-The command line is checked there; this one is between the two of us, and parsed without argparse, which is
-large.
+What `fastmesh serve` becomes, and what `fastmesh run` starts. The command line is checked there; this
+one is between us, and parsed without argparse, which is large.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def main(argv: list[str]) -> int:
     options = dict(zip(rest[::2], rest[1::2], strict=True))
     workers = options.pop("--workers", None)
     pid_file = options.pop("--pid-file", None)
+    workload = options.pop("--workload", None)
     if options:
         raise SystemExit(f"unknown options: {' '.join(options)}")
-    return Supervisor(config, int(workers) if workers else None, pid_file).run()
+    return Supervisor(config, int(workers) if workers else None, pid_file, workload=workload).run()
 
 
 if __name__ == "__main__":

@@ -38,13 +38,12 @@ class Agent(Child):
 
     def begin(self) -> None:
         """Have it read the configuration for the first time."""
-        self.send({"type": "start", "config": self._run.config, "workers": self._run.workers})
+        self.send({"type": "start", **self._run.source()})
 
     def restore(self) -> None:
         """Tell it which snapshot is in use."""
-        run = self._run
-        snapshot = snapshot_bytes(Frame(run.frame, []))
-        self.send(snapshot_frame(snapshot, "resume", config=run.config, workers=run.workers), key="resume")
+        snapshot = snapshot_bytes(Frame(self._run.frame, []))
+        self.send(snapshot_frame(snapshot, "resume", **self._run.source()), key="resume")
 
     def open_admin(self) -> None:
         """Open its API's socket and hand it over. Raises ListenError where the configuration names it."""

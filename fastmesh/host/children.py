@@ -99,12 +99,15 @@ class Slot(Child):
         self.reason = ""
         # The last snapshot that it took or refused.
         self.answered = 0
+        # Its inbound listeners accept no more.
+        self.withdrawn = False
 
     def started(self, pid: int, channel: Channel) -> None:
         super().started(pid, channel)
         self.state = "starting"
         self.reason = ""
         self.answered = 0
+        self.withdrawn = False
 
     def gone(self) -> None:
         super().gone()

@@ -35,6 +35,8 @@ class Crew:
         self.clean = True
         self._run = run
         self._inboxes = Inboxes(0)
+        # Inbound listeners are closed: whoever starts now is given none.
+        self._withdrawing = False
 
     @property
     def alive(self) -> bool:
@@ -68,6 +70,7 @@ class Crew:
         sockets = {
             listener.name: (listener.number, listener.socket_of(slot.number).fileno())
             for listener in run.listeners
+            if listener.sockets
         }
         inboxes, outboxes = self._inboxes.descriptors()
         own = inboxes[slot.number : slot.number + 1]
@@ -87,6 +90,7 @@ class Crew:
         finally:
             theirs.close()
         slot.started(pid, ours)
+        slot.withdrawn = self._withdrawing
         slot.send(run.frame, key="snapshot")
 
     def _not_started(self, slot: Slot, error: OSError) -> None:
@@ -116,6 +120,16 @@ class Crew:
                 say(f"{slot} refused snapshot {slot.answered}: {slot.reason}")
                 return True
         return False
+
+    def withdraw(self) -> None:
+        """Inbound listeners, closed here already, accept no more; exchanges may end, the others go on."""
+        self._withdrawing = True
+        for slot in self.slots:
+            slot.send({"type": "withdraw"}, key="withdraw")
+
+    def withdrawn(self) -> bool:
+        """Does none that lives accept on an inbound listener?"""
+        return all(slot.withdrawn for slot in self.slots if slot.pid)
 
     def settled(self) -> bool:
         """Have all that live taken or refused the snapshot in use?"""

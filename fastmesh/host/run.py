@@ -34,11 +34,12 @@ class StartError(Exception):
 
 
 class Run:
-    """One run of the proxy. `workers` overrides the configuration."""
+    """One run of the proxy. `workers` and `workload` override the configuration."""
 
-    def __init__(self, config: str, workers: int | None) -> None:
+    def __init__(self, config: str, workers: int | None, workload: str | None = None) -> None:
         self.config = config
         self.workers = workers
+        self.workload = workload
         self.label = os.path.basename(config)
         # agent: it reads the file; boot: workers start; run; drain: exchanges end; stop: the agent ends
         self.phase: Phase = "agent"
@@ -49,6 +50,10 @@ class Run:
         # The snapshot in use: as the agent sent it, and the part that is decided with here.
         self.frame = b""
         self.snapshot: dict[str, Any] = {}
+
+    def source(self) -> dict[str, object]:
+        """What the agent reads the configuration by."""
+        return {"config": self.config, "workers": self.workers, "workload": self.workload}
 
     def renew(self, new: Mapping[str, Any]) -> bool:
         """Use the snapshot in use with new parts from now on: its other keys the agent does not keep.

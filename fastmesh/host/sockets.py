@@ -61,6 +61,7 @@ class Listener:
     def __init__(self, name: str, bind: Mapping[str, Any]) -> None:
         self.name = name
         self.bind = dict(bind)
+        self.role = ""
         self.number = 0
         self.sockets: list[socket.socket] = []
         self.activated = False
@@ -244,6 +245,8 @@ class ListenerSet:
         Raises ListenError, and then nothing has changed, if one cannot be opened, or if one that is open is
         not wanted any more or wanted elsewhere.
         """
+        wanted = list(wanted)
+        roles = {conf["name"]: conf.get("role", "") for conf in wanted}
         binds = {conf["name"]: conf["bind"] for conf in wanted}
         changes = []
         for listener in self:
@@ -262,6 +265,7 @@ class ListenerSet:
         try:
             for name, bind in binds.items():
                 listener = Listener(name, bind)
+                listener.role = roles[name]
                 added.append(listener)
                 passed = self._activation.take(name, bind)
                 if passed:
@@ -277,6 +281,12 @@ class ListenerSet:
             self.opened += 1
         self._listeners |= {listener.name: listener for listener in added}
         return added
+
+    def withdraw(self) -> None:
+        """Close the inbound ones of ours; they stay known, and are not opened again."""
+        for listener in self:
+            if listener.role == "inbound":
+                listener.close()
 
     def close(self) -> None:
         """Close all of ours, and free the paths of Unix sockets."""

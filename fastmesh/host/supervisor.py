@@ -12,6 +12,8 @@ Invariants:
   - Before the proxy is ready every failure ends it, with its own exit code; afterwards none does.
   - A snapshot reaches the workers only when all its listeners are open; else the one before stays in use.
   - SIGTERM and SIGINT drain; the second one ends at once. SIGHUP asks the agent to read the file again.
+  - SIGUSR2 withdraws: inbound listeners accept no more, outbound ones serve on until the drain. It is for the
+    moment before the application is asked to end, and is not taken back.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ _TICKET_S = 3600.0
 
 
 class Supervisor:
-    """One run of the proxy. `workers` overrides the configuration; `agent` is the agent's command line;
-    session tickets get a new key every `ticket_interval` seconds.
+    """One run of the proxy. `workers` and `workload` override the configuration; `agent` is the agent's
+    command line; session tickets get a new key every `ticket_interval` seconds.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Supervisor:
         pid_file: str | None = None,
         agent: list[str] | None = None,
         ticket_interval: float = _TICKET_S,
+        *,
+        workload: str | None = None,
     ) -> None:
         self._pid_file = PidFile(pid_file) if pid_file else None
         self._ticket_interval = ticket_interval
         self._signals = SignalQueue()
         self._notifier = Notifier()
-        self._run = Run(config, workers)
+        self._run = Run(config, workers, workload)
         self._timers = self._run.timers
         self._agent = Agent(self._run, agent or [sys.executable, "-m", "fastmesh.agent"])
         self._crew = Crew(self._run)
@@ -75,6 +79,9 @@ class Supervisor:
         self._at_once = False
         # The newest snapshot number that all workers have taken or refused.
         self._settled = 0
+        # Inbound listeners are being closed; they are.
+        self._withdrawing = False
+        self._withdrawn = False
         # The newest snapshot that has a new identity and nothing else new.
         self._renewed = 0
 
@@ -185,6 +192,8 @@ class Supervisor:
                 self._reap()
             elif number == signal.SIGHUP:
                 self._begin_reload()
+            elif number == signal.SIGUSR2:
+                self._withdraw()
             else:
                 self._terminate()
         self._timers.run()
@@ -225,6 +234,10 @@ class Supervisor:
     # workers
 
     def _on_worker_frame(self, slot: Slot, frame: Frame) -> None:
+        if frame.type == "withdrawn":
+            slot.withdrawn = True
+            self._tell_withdrawn()
+            return
         if self._crew.hear(slot, frame):
             self._tell_status()
         self._settle()
@@ -246,6 +259,7 @@ class Supervisor:
         self._crew.died(slot, status)
         if self._run.phase == "run":
             self._settle()
+        self._tell_withdrawn()
         self._tell_status()
         if self._run.phase == "drain" and not self._crew.alive:
             self._stop_agent()
@@ -316,6 +330,12 @@ class Supervisor:
         """A newer snapshot: open what is new in it, then hand it to the workers."""
         run = self._run
         snapshot = frame.message["snapshot"]
+        if self._withdrawing:
+            self._agent.restore()
+            self._reload.end(
+                "not reloaded: the proxy is about to stop, its inbound listeners have been withdrawn"
+            )
+            return
         try:
             added = run.listeners.extend(snapshot["listeners"])
         except ListenError as error:
@@ -336,6 +356,22 @@ class Supervisor:
         self._agent.send({"type": "reload"}, key="reload")
 
     # the end
+
+    def _withdraw(self) -> None:
+        """SIGUSR2. A successor of a worker that dies meanwhile gets no inbound socket."""
+        if self._run.phase != "run" or self._withdrawing:
+            return
+        self._withdrawing = True
+        say("inbound listeners are withdrawn")
+        # First ours, then the workers theirs, as in a drain.
+        self._run.listeners.withdraw()
+        self._crew.withdraw()
+        self._tell_withdrawn()
+
+    def _tell_withdrawn(self) -> None:
+        if self._withdrawing and not self._withdrawn and self._crew.withdrawn():
+            self._withdrawn = True
+            self._notifier.withdrawn("inbound listeners accept no more")
 
     def _terminate(self) -> None:
         """SIGTERM or SIGINT."""

@@ -1,9 +1,9 @@
 """A worker process, from fork to exit: what happens around `_core.Worker`, which does the work.
 
-It takes frames from its supervisor (snapshot, listen, settle, drain, stop) and answers (ready, failed,
-drained). The first snapshot must load, or the worker ends with the reason; a later one that does not load is
-refused and the one in use stays. A worker whose supervisor has gone drains and ends: nobody is left to
-replace it.
+It takes frames from its supervisor (snapshot, listen, settle, withdraw, drain, stop) and answers (ready,
+failed, withdrawn, drained). The first snapshot must load, or the worker ends with the reason; a later one
+that does not load is refused and the one in use stays. A worker whose supervisor has gone drains and ends:
+nobody is left to replace it.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class _Process:
                 # What is in the inbox is for listeners that come with the first snapshot.
                 if self._drain_ms is not None:
                     self.worker.settle()
+            elif frame.type == "withdraw":
+                if self._drain_ms is not None:
+                    self.worker.withdraw()
+                self._channel.send({"type": "withdrawn"})
             elif frame.type == "drain":
                 self._drain(frame.message["deadline_ms"])
             elif frame.type == "stop":

@@ -1,6 +1,6 @@
 """Runs a supervisor with a scripted agent: `supervise.py CONFIG SCRIPT [OPTION VALUE ...]`.
 
-Options: --workers, --pid-file, --ticket-interval.
+Options: --workers, --workload, --pid-file, --ticket-interval.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def main() -> int:
     agent = [sys.executable, str(Path(__file__).with_name("scripted_agent.py")), script]
     interval = float(options.get("--ticket-interval", 3600))
     pid_file = options.get("--pid-file")
-    return Supervisor(config, int(workers) if workers else None, pid_file, agent, interval).run()
+    workload = options.get("--workload")
+    count = int(workers) if workers else None
+    return Supervisor(config, count, pid_file, agent, interval, workload=workload).run()
 
 
 if __name__ == "__main__":

@@ -58,8 +58,9 @@ def test_ready_line_names_listeners_workers_and_pid(host):
 
 
 def test_start_frame_carries_the_path_and_the_override(host):
-    host.start("--workers", "1", snapshot=host.snapshot(workers=1))
-    assert host.heard("start") == [{"type": "start", "config": "/etc/somewhere/edge.yaml", "workers": 1}]
+    host.start("--workers", "1", "--workload", "svc-b", snapshot=host.snapshot(workers=1))
+    sent = {"config": "/etc/somewhere/edge.yaml", "workers": 1, "workload": "svc-b"}
+    assert host.heard("start") == [{"type": "start", **sent}]
     assert host.wait_line("fastmesh ready: ").split("; ")[1] == "workers 1"
 
 
@@ -279,6 +280,7 @@ def test_a_killed_agent_is_resumed_with_the_snapshot_in_use(host):
             "type": "resume",
             "config": "/etc/somewhere/edge.yaml",
             "workers": None,
+            "workload": None,
             "snapshot": host.snapshot(),
         }
         exchange(sock)
@@ -357,6 +359,33 @@ def test_drain_lets_exchanges_finish_and_refuses_new_ones(host, tmp_path):
     assert host.wait() == 0
     assert host.heard("stop")
     assert not pid_file.exists()
+
+
+def test_inbound_listeners_are_withdrawn_and_the_others_serve_on(host):
+    snapshot = host.snapshot(binds={"out": host.bind(), "in": host.bind()})
+    for listener, role in zip(snapshot["listeners"], ("outbound", "inbound"), strict=True):
+        listener["role"] = role
+    host.start(snapshot=snapshot)
+    with connect(host.port("in")) as inside, connect(host.port("out")) as outside:
+        exchange(inside)
+        host.signal(signal.SIGUSR2)
+        wait_until(lambda: refused(host.port("in")), "that nobody accepts there any more")
+        exchange(outside)
+        # Opaque connections go on.
+        exchange(inside)
+        host.echo(host.port("out"))
+        # A successor gets no socket to let anybody in, and a reload none anew.
+        killed = host.wait_workers()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        host.wait_workers(other_than=killed)
+        host.echo(host.port("out"))
+        assert refused(host.port("in"))
+        host.on("reload", {"type": "snapshot", "snapshot": {**snapshot, "number": 2}})
+        host.signal(signal.SIGHUP)
+        host.wait_line("not reloaded: the proxy is about to stop")
+        assert refused(host.port("in"))
+    host.stop()
 
 
 def test_connections_that_waited_in_the_accept_queue_are_served_in_a_drain(host):

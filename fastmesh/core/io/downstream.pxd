@@ -102,13 +102,15 @@ cdef inline uint64_t _end_of_age(const Downstream *d, const Conn *c) noexcept no
 
 
 cdef inline bint downstream_is_old(Worker *w, Downstream *d, const Conn *c) noexcept nogil:
-    """Has it reached its age? Counted the first time."""
-    cdef uint64_t end = _end_of_age(d, c)
+    """Has it reached its age, or been retired with its listener? Age is counted, the first time."""
+    cdef uint64_t end
+    if d.retired:
+        return True
+    end = _end_of_age(d, c)
     if end == 0 or w.now_ms < end:
         return False
-    if not d.retired:
-        d.retired = 1
-        w.row.counters[K_RETIRED_CERTIFICATE_DOWNSTREAM if conn_expired(w, c) else K_RETIRED_AGE] += 1
+    d.retired = 1
+    w.row.counters[K_RETIRED_CERTIFICATE_DOWNSTREAM if conn_expired(w, c) else K_RETIRED_AGE] += 1
     return True
 
 

@@ -65,7 +65,7 @@ cdef inline H2Conn *h2_server_open(Worker *w, Conn *c, const Downstream *client)
     c.ops = &w.ops.h2_server
     conn_deadline(w, c, client.listener.conf.header_timeout_ms)     # for its preface
     h.heading = 1
-    if w.draining:
+    if w.draining or client.retired:
         h2_conn_leave(w, h)                      # it was on its way when the drain began, as its requests may be
     return h
 

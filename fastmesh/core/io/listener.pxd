@@ -125,6 +125,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service, cons
     memset(&d, 0, sizeof(Downstream))
     d.listener = l
     d.opened_ms = w.now_ms
+    d.retired = 1 if w.withdrawn and l.conf.inbound else 0
     peer_text(&d.peer, &address)
     peer_facts(c, &address, facts)
     if a != NULL:
@@ -153,7 +154,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service, cons
         served = h2_server_open(w, c, &d) != NULL
     else:
         served = h1_server_open(w, c, &d) != NULL
-        if served and w.draining:
+        if served and (w.draining or d.retired):
             conn_deadline(w, c, DRAIN_GRACE_MS)  # it was shaking hands when the drain began
     if not served:
         downstream_forget(w, &d)

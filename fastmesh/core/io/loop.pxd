@@ -31,7 +31,7 @@ from fastmesh.core.io.listener cimport (
 )
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport (
-    ALT_SCRATCH, Conn, Dialling, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH,
+    ALT_SCRATCH, Conn, Dialling, Downstream, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH,
     LINES_SCRATCH, Listener, Original, Parked, Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
@@ -180,6 +180,41 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
 
 cdef inline void control_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
     w.control_ready = True
+
+
+cdef inline void worker_withdraw(Worker *w) noexcept nogil:
+    """Inbound listeners stop accepting, and their connections end with the exchange that is under way, or soon; opaque
+    ones go on. Everything else is served as before: the application may still call others."""
+    cdef Listener *l
+    cdef Node *n
+    cdef Node *following
+    cdef Conn *c
+    cdef Downstream *d
+    if w.withdrawn:
+        return
+    inbox_empty(w)
+    l = w.listeners
+    while l != NULL:
+        if l.conf.inbound:
+            listener_stop(w, l)
+        l = l.next
+    w.withdrawn = True
+    n = w.downs.next
+    while n != &w.downs:
+        following = n.next
+        c = conn_of_all(n)
+        d = NULL
+        if c.ops == &w.ops.h1_server:
+            d = &(<H1Server *>c.owner).client
+        elif c.ops == &w.ops.h2_server:
+            d = &(<H2Conn *>c.owner).client
+        if d != NULL and d.listener.conf.inbound:
+            d.retired = 1
+            c.ops.on_drain(w, c)
+        n = following
+    conn_flush_all(w)
+    conn_bury(w)
+    h2_bury(w)
 
 
 cdef inline void worker_drain(Worker *w, uint64_t deadline_ms) noexcept nogil:

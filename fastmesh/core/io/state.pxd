@@ -282,7 +282,8 @@ cdef struct Downstream:           # a client's connection as every codec towards
     Shared *client_cert           # for x-forwarded-client-cert; NULL without identity; a reference
     uint64_t opened_ms
     Peer peer
-    uint8_t retired               # its age is reached: it closes after this answer, or soon if there is none
+    uint8_t retired               # its age is reached, or its listener withdrawn: it closes after this answer, or
+                                  # soon if there is none
 
 cdef struct H1Server:             # HTTP/1.1 towards a client: the downstream codec's state
     End end                       # first: the exchange gives us an End
@@ -513,6 +514,7 @@ cdef struct Worker:
     AreaHeader *area
     WorkerRow *row
     Ring *ring
+    bint withdrawn                # inbound listeners accept no more; outbound ones serve on
     bint draining
     bint drain_forced
     uint64_t drain_deadline

@@ -1,0 +1,124 @@
+"""Being in a network namespace for a while, as the only one of our kind who changes it.
+
+A namespace belongs to a thread: what is done in another one runs in a thread of its own, and the programs
+that it starts are there too. The lock is on the namespace itself (flock(2) on its file), so it needs no
+directory, and goes with the process that holds it. Programs that we start inherit it: one that outlives us,
+because we were killed, still finishes alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from fastmesh.host.intercept.errors import InterceptError
+from fastmesh.host.intercept.syscalls import enter_network
+
+NAMED: Final = "/run/netns"
+OWN: Final = "/proc/thread-self/ns/net"
+# Seconds to wait for somebody else's `up` or `down`: each takes a fraction of one.
+PATIENCE: Final = 15.0
+_POLL: Final = 0.02
+
+T = TypeVar("T")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where we are: the namespace in words, and the descriptor that holds its lock."""
+
+    words: str
+    lock: int
+
+
+def inside(netns: str | int | None, work: Callable[[Place], T]) -> T:
+    """`work(place)`, done in that network namespace with its lock held. Raises what it raises, and
+    InterceptError when there is no such namespace or it cannot be entered."""
+    words, fd = _open(netns)
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            if netns is not None:
+                _enter(fd, words)
+            lock = _locked(words)
+            try:
+                outcome["result"] = work(Place(words, lock))
+            finally:
+                os.close(lock)
+        except BaseException as error:
+            outcome["error"] = error
+
+    try:
+        thread = threading.Thread(target=run, name="intercept")
+        thread.start()
+        thread.join()
+    finally:
+        os.close(fd)
+    if "error" in outcome:
+        raise outcome["error"]
+    result: T = outcome["result"]
+    return result
+
+
+def _open(netns: str | int | None) -> tuple[str, int]:
+    """The namespace in words, and a descriptor of it."""
+    if netns is None:
+        return "this network namespace", os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    text = str(netns)
+    if text.isdecimal():
+        words, path = f"the network namespace of process {text}", f"/proc/{text}/ns/net"
+        gone = f"there is no process {text}, so its network namespace is not found"
+    elif "/" in text:
+        words, path = f"network namespace {text}", text
+        gone = f"there is no network namespace {text}"
+    else:
+        words, path = f"network namespace {text}", f"{NAMED}/{text}"
+        gone = f"there is no network namespace {text}"
+    try:
+        return words, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InterceptError(
+            f"{gone} (`ip netns list` shows those with a name); if it has vanished, its rules went with it "
+            "and nothing is left to remove"
+        ) from None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InterceptError(f"{words} cannot be entered: {why}; run this as root") from None
+
+
+def _enter(fd: int, words: str) -> None:
+    try:
+        enter_network(fd)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            # What a name in /run/netns is after its namespace was unmounted: an ordinary file.
+            raise InterceptError(
+                f"{words} has vanished: its file is there, but no namespace behind it; its rules went with "
+                "it, `ip netns delete` removes the name"
+            ) from None
+        why = (error.strerror or str(error)).lower()
+        raise InterceptError(f"{words} cannot be entered: {why}; that needs root (CAP_SYS_ADMIN)") from None
+
+
+def _locked(words: str) -> int:
+    fd = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(fd)
+                raise InterceptError(
+                    f"another `fastmesh intercept` has been at work in {words} for {PATIENCE:.0f} s; wait "
+                    "for it to end, or end it, then run this again"
+                ) from None
+            time.sleep(_POLL)

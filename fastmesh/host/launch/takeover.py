@@ -1,0 +1,297 @@
+"""How the command's traffic gets to its sidecar: by a cgroup, by a network namespace, or by its environment.
+
+The only module of this package that knows `host.intercept`. What needs the configuration is done in a child
+that ends: YAML and its like would stay in the memory of a process that lives as long as the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+
+from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside
+from fastmesh.host.launch.processes import fork
+from fastmesh.host.launch.sidecar import Sidecar
+from fastmesh.host.process import say
+from fastmesh.host.sockets import ListenError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from fastmesh.host.launch.plan import Plan
+
+_RMDIR_S = 2.0
+_POLL_S = 0.01
+
+
+class TakeoverError(Exception):
+    """Traffic cannot be taken over; the text says what to do about it."""
+
+
+class Takeover:
+    """By the environment alone: the command is told where its proxy is (`Plan.environment`), and may listen.
+
+    `prepare` comes first and `up` when the sidecar is ready; `enter` is called in the process that becomes
+    the command; `kill` ends all that is where the command is, if that can be told; `down` comes last, after
+    `up` or not (a copy of this object may not know: `surely_up`), and says itself what goes wrong. The others
+    raise TakeoverError, `enter` OSError.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @staticmethod
+    def of(plan: Plan) -> Takeover:
+        return {"explicit": Takeover, "cgroup": CgroupTakeover, "isolate": NamespaceTakeover}[plan.mode](plan)
+
+    def prepare(self) -> None:
+        pass
+
+    def sidecars(self, mark: str) -> list[Sidecar]:
+        """What has to run for the command, the sidecar first."""
+        return [Sidecar("sidecar", self._arguments(), mark)]
+
+    def _arguments(self) -> list[str]:
+        workload = ["--workload", self.plan.workload] if self.plan.workload else []
+        return [self.plan.config, *workload]
+
+    def up(self) -> None:
+        pass
+
+    def enter(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def let_go(self) -> None:
+        """Close all that is held open: this copy of the object is for `kill` and `down` only."""
+
+    def down(self, *, surely_up: bool = False) -> None:
+        pass
+
+
+class CgroupTakeover(Takeover):
+    """By a cgroup of its own, below the one that we are in: its limits hold for the command, too."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._path = ""
+        self._up = False
+
+    def prepare(self) -> None:
+        if os.geteuid() != 0:
+            raise TakeoverError(
+                "taking traffic over needs root (CAP_NET_ADMIN); without it, --explicit tells the command of "
+                "its proxy by http_proxy, and --isolate puts it into a user namespace of its own"
+            )
+        path = os.path.join(_own_cgroup(), f"fastmesh-{self.plan.label}-{os.getpid()}")
+        try:
+            os.mkdir(path)
+        except OSError as error:
+            raise TakeoverError(
+                f"the cgroup {path} cannot be made: {error.strerror}; or use --isolate"
+            ) from error
+        self._path = path
+
+    def up(self) -> None:
+        _in_child(self._install)
+        self._up = True
+
+    def _install(self) -> None:
+        from fastmesh.host.intercept import Selection, up
+
+        up(_loaded(self.plan), Selection(cgroup=self._path))
+
+    def _remove(self) -> None:
+        from fastmesh.host.intercept import Selection
+        from fastmesh.host.intercept.apply import down_of
+
+        down_of(self.plan.config, Selection(cgroup=self._path))
+
+    def enter(self) -> None:
+        with open(f"{self._path}/cgroup.procs", "w", encoding="ascii") as file:
+            file.write("0")
+
+    def kill(self) -> None:
+        # Not in kernels before 5.14; then those that are found one by one must do.
+        with contextlib.suppress(OSError), open(f"{self._path}/cgroup.kill", "w", encoding="ascii") as file:
+            file.write("1")
+
+    def down(self, *, surely_up: bool = False) -> None:
+        if self._up or surely_up:
+            try:
+                _in_child(self._remove)
+            except TakeoverError as error:
+                say(f"run: the interception of {self._path} could not be removed: {error}")
+        if self._path:
+            self._remove_cgroup()
+
+    def _remove_cgroup(self) -> None:
+        """What has just been killed may be in it for a moment yet."""
+        end = time.monotonic() + _RMDIR_S
+        while True:
+            try:
+                os.rmdir(self._path)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if time.monotonic() > end:
+                    say(f"run: the cgroup {self._path} cannot be removed: {error.strerror}")
+                    return
+            time.sleep(_POLL_S)
+
+
+class NamespaceTakeover(Takeover):
+    """By a network namespace of its own (`isolation`), where the sidecar listens too."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._namespace: Namespace | None = None
+        self._outside: dict[str, socket.socket] = {}
+        self._directory = ""
+
+    def prepare(self) -> None:
+        try:
+            self._namespace = Namespace(self.plan.inside)
+            for host, port in self.plan.published:
+                self._outside[gate_name(host, port)] = listening_outside(host, port)
+        except (IsolationError, ListenError) as error:
+            raise TakeoverError(str(error)) from error
+
+    def sidecars(self, mark: str) -> list[Sidecar]:
+        assert self._namespace is not None
+        found = [Sidecar("sidecar", self._arguments(), mark, self._namespace.sockets)]
+        if self._outside:
+            self._directory = tempfile.mkdtemp(prefix="fastmesh-run-")
+            path = os.path.join(self._directory, "gate.yaml")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(gate_config(self.plan.published))
+            notify = os.path.join(self._directory, "notify.sock")
+            enter = self._namespace.enter
+            found.append(Sidecar("gate", [path], mark, self._outside, enter=enter, notify=notify))
+        return found
+
+    def up(self) -> None:
+        if not self.plan.proxied:
+            _in_child(self._install)
+
+    def _install(self) -> None:
+        assert self._namespace is not None
+        self._namespace.enter()
+        from fastmesh.host.intercept import Selection, up
+
+        up(_loaded(self.plan), Selection())
+
+    def enter(self) -> None:
+        assert self._namespace is not None
+        self._namespace.enter_as_ourselves()
+
+    def let_go(self) -> None:
+        if self._namespace is not None:
+            self._namespace.close()
+        for sock in self._outside.values():
+            sock.close()
+
+    def down(self, *, surely_up: bool = False) -> None:
+        """The rules go with the namespace, when its last process has gone."""
+        self.let_go()
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def gate_name(host: str, port: int) -> str:
+    """The gate's listener for an address of the application's."""
+    return f"port-{port}-v{6 if ':' in host else 4}"
+
+
+def gate_config(published: list[tuple[str, int]]) -> str:
+    """The gate's configuration: what comes in at an address goes to the same one inside."""
+    listeners, services = [], {}
+    for host, port in published:
+        name, address = gate_name(host, port), f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        # Its socket is passed to it, open.
+        bind = "[::1]:0" if ":" in host else "127.0.0.1:0"
+        listeners.append({"name": name, "bind": bind, "protocol": "tcp", "to": name})
+        services[name] = {"endpoints": [address]}
+    return json.dumps(
+        {"admin": "off", "workers": 1, "drain": "1s", "listeners": listeners, "services": services}
+    )
+
+
+def _loaded(plan: Plan):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    from fastmesh.config import load
+
+    return load(Path(plan.config), plan.workload)
+
+
+def _in_child(work: Callable[[], None]) -> None:
+    """Do it in a process that ends with it. Raises TakeoverError with what goes wrong there."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+
+    def attempt() -> int:
+        os.close(read)
+        try:
+            work()
+        except ImportError as error:
+            os.write(write, f"this build cannot intercept: {error}".encode())
+            return 1
+        except Exception as error:
+            # The module is there if its errors are.
+            known = [
+                getattr(sys.modules.get(module), name, None)
+                for module, name in (
+                    ("fastmesh.host.intercept", "InterceptError"),
+                    ("fastmesh.config", "ConfigErrors"),
+                )
+            ]
+            if not isinstance(error, tuple(kind for kind in known if kind)):
+                raise
+            os.write(write, str(error).encode()[:4000])
+            return 1
+        return 0
+
+    try:
+        pid = fork(attempt)
+        os.close(write)
+        write = -1
+        with open(read, "rb", closefd=False) as pipe:
+            text = pipe.read().decode(errors="replace")
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(read)
+        if write >= 0:
+            os.close(write)
+    if status:
+        raise TakeoverError(text or "an error inside fastmesh, see above")
+
+
+def _own_cgroup() -> str:
+    """The directory of our own cgroup v2."""
+    mount = None
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if after.split()[0] == "cgroup2":
+                mount = before.split()[4].encode().decode("unicode_escape")
+    if mount is None:
+        raise TakeoverError(
+            "no cgroup2 file system is mounted (mount -t cgroup2 none /sys/fs/cgroup does that); or use "
+            "--isolate"
+        )
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            number, _, path = line.rstrip("\n").split(":", 2)
+            if number == "0":
+                return mount + path.rstrip("/")
+    raise TakeoverError("this process is in no cgroup v2; use --isolate")
