@@ -117,8 +117,8 @@ class _Server(uvicorn.Server):
 class AdminServer:
     """Serves `app` on listening sockets, which it owns from then on. Use one per run.
 
-    `tls`: what connections are encrypted with. From `connections` on (64), requests are answered with 503. One
-    that is idle is closed after `keep_alive` seconds.
+    `tls`: what connections are encrypted with. From `connections` on (64), requests are answered with 503. A
+    connection that is idle is closed after `keep_alive` seconds.
     """
 
     def __init__(

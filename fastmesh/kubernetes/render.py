@@ -36,10 +36,10 @@ def settings(pod: Pod, address: str) -> dict[str, Any]:
     """What a pod says of the configuration, in the shape of a configuration."""
     # The kubelet asks at the pod's first address: on all addresses of its family, loopback for those within.
     everywhere = "[::]" if ipaddress.ip_address(address).version == 6 else "0.0.0.0"
-    intercept: dict[str, Any] = {"method": pod.method}
-    out = _left_out(pod.outbound.exclude_ports, pod.outbound.exclude_cidrs)
-    if out:
-        intercept["outbound"] = out
+    intercept: dict[str, Any] = {
+        "method": pod.method,
+        "outbound": _left_out(pod.outbound.exclude_ports, pod.outbound.exclude_cidrs),
+    }
     if pod.inbound.ports:
         intercept["inbound"] = {"ports": pod.inbound.ports, **_left_out([], pod.inbound.exclude_cidrs)}
     if pod.user is not None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from kit.certs import in_child
 from kit.fixtures import Serve, Serving
 from kit.limits import DEADLINE
+from kit.pki import Pki
 from kit.ports import free_port
 from kit.proxy import cli
 from kit.upstream import answering
 
+from fastmesh.certs.store import load_identity
 from fastmesh.config.fields import fields
 from fastmesh.config.loader import loads
 from fastmesh.config.schema import Config
@@ -100,7 +106,7 @@ def test_smallest_pod_and_mesh() -> None:
     assert yaml.safe_load(render(b"{}", "mesh.yaml", pod, "10.0.0.7")) == {
         "workload": "web",
         "admin": "0.0.0.0:15000",
-        "intercept": {"method": "tproxy"},
+        "intercept": {"method": "tproxy", "outbound": {}},
     }
 
 
@@ -182,3 +188,28 @@ def test_kubelet_gets_through_and_nothing_else(serve: Serve, upstream: Serving) 
     assert proxy.metrics().sum("requests_total", service=f"kubelet-{to}", code="2xx") == 1
     application.close()
     assert get(probe, "/healthz") >= 500, "a probe tells whether the application is there"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes the sidecar's user")
+def test_identity_out_of_a_secret(pki: Pki) -> None:
+    """The files as the kubelet mounts them: root's, mode 0440, behind a link; read as the sidecar's user."""
+    source = pki.issue("svc-pod")
+    # Not below pytest's own directory, which is for root alone.
+    with tempfile.TemporaryDirectory(prefix="fastmesh-secret-") as directory:
+        entry = Path(directory, "workloads", "svc-pod")
+        (entry / "..version").mkdir(parents=True)
+        Path(directory).chmod(0o755)
+        (entry / "..data").symlink_to("..version")
+        for file in (source.certificate, source.key, source.bundle):
+            shutil.copy(file, entry / "..version" / file.name)
+            (entry / "..version" / file.name).chmod(0o440)
+            (entry / file.name).symlink_to(f"..data/{file.name}")
+
+        def identity() -> str:
+            load_identity(Path(directory), "svc-pod")  # the modules it needs may be root's as well
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(15000, 15000, 15000)
+            return load_identity(Path(directory), "svc-pod").spiffe_id
+
+        assert in_child(identity) == "spiffe://mesh.local/svc-pod"
