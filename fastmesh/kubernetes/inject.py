@@ -75,6 +75,7 @@ def inject(data: Any, one: Object, settings: Settings) -> Outcome:
     where = (*path, "metadata", "annotations")
     notes = _misplaced(data, one)
     if STATUS in annotations:
+        _check_status(found, path)
         return Outcome(one, "unchanged", f"it has its sidecar{_version(annotations[STATUS])}", notes, data)
     asked = choice(annotations, where)
     if asked is False:
@@ -89,6 +90,17 @@ def inject(data: Any, one: Object, settings: Settings) -> Outcome:
             raise
         return Outcome(one, "refused", str(reason), notes, data)
     return Outcome(one, "injected", f"workload {work.workload}", notes + work.notes, changed)
+
+
+def _check_status(template: dict[str, Any], path: Path) -> None:
+    """Raises ManifestError where our annotation has been copied without our containers."""
+    spec = mapping(template, "spec", path)
+    names = [one.get("name") for one in mappings(spec, "initContainers", (*path, "spec"))]
+    if SIDECAR not in names:
+        raise ManifestError(
+            (*path, "metadata", "annotations", STATUS),
+            f"says that there is a sidecar, and there is no init container {SIDECAR}; remove the annotation",
+        )
 
 
 def _version(status: Any) -> str:
@@ -251,6 +263,12 @@ class _Injection:
                         self.notes.append(Note("!", what, f"is {protocol}, and not intercepted: only TCP is"))
                     elif number not in ports:
                         ports.append(number)
+        reserved = [one for one in ports if one in (self.settings.admin_port, *LISTENERS)]
+        if reserved:
+            raise ManifestError(
+                (*self.path, "metadata", "annotations", f"{PREFIX}inbound-ports"),
+                f"{reserved[0]}, which is a port of the sidecar's, expected ports of the application",
+            )
         return [one for one in ports if one not in self.settings.exclude_inbound_ports]
 
     def probes(self, inbound: list[int]) -> Probes:

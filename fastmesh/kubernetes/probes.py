@@ -16,7 +16,7 @@ from fastmesh.config.errors import shown
 from fastmesh.config.values import parse_path_pattern
 from fastmesh.kubernetes.errors import ManifestError, Path, Refused
 from fastmesh.kubernetes.pod import ProbePort
-from fastmesh.kubernetes.shapes import mapping, mappings, port
+from fastmesh.kubernetes.shapes import mapping, mappings, port, text
 
 FIRST_PORT: Final = 15020
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -47,12 +47,11 @@ class Probes:
         """Raises ManifestError, and Refused for what would fail."""
         for key in PROBES:
             probe = mapping(container, key, path)
-            self._handler(container, probe, (*path, key), key)
+            self._handler(container, path, probe, (*path, key))
         hooks = mapping(container, "lifecycle", path)
+        at = (*path, "lifecycle")
         for key in HOOKS:
-            self._handler(
-                container, mapping(hooks, key, (*path, "lifecycle")), (*path, "lifecycle", key), key
-            )
+            self._handler(container, path, mapping(hooks, key, at), (*at, key))
 
     def ports(self) -> list[ProbePort]:
         """What the sidecar has to serve for them."""
@@ -60,12 +59,13 @@ class Probes:
             ProbePort(port, to, self._paths.get(to, []), to in self._grpc) for to, port in self._ports.items()
         ]
 
-    def _handler(self, container: dict[str, Any], probe: dict[str, Any], path: Path, key: str) -> None:
+    def _handler(self, container: dict[str, Any], home: Path, probe: dict[str, Any], path: Path) -> None:
+        key = path[-1]
         where = f"{container.get('name')}.{key}"
         http = mapping(probe, "httpGet", path)
         if http and not http.get("host"):
             at = (*path, "httpGet")
-            target = _port(container, http.get("port"), (*at, "port"))
+            target = _port(container, home, http.get("port"), (*at, "port"))
             if target in self._inbound:
                 self._http(http, target, at, where)
         grpc = mapping(probe, "grpc", path)
@@ -76,7 +76,7 @@ class Probes:
                 grpc["port"] = self._to(target, where)
         tcp = mapping(probe, "tcpSocket", path)
         if tcp and not tcp.get("host") and key in PROBES:
-            target = _port(container, tcp.get("port"), (*path, "tcpSocket", "port"))
+            target = _port(container, home, tcp.get("port"), (*path, "tcpSocket", "port"))
             if target in self._inbound:
                 self.turned.append(Turned(where, target, None))
 
@@ -109,13 +109,13 @@ class Probes:
         return self._ports[target]
 
 
-def _port(container: dict[str, Any], value: Any, path: Path) -> int:
-    """A probe's port: a number, or the name of one of the container's."""
+def _port(container: dict[str, Any], home: Path, value: Any, path: Path) -> int:
+    """A probe's port: a number, or the name of one of the container's, which is at `home`."""
     if not isinstance(value, str):
         return port(value, path)
     names = {}
-    for one in mappings(container, "ports", path[:-3]):
-        names[one.get("name")] = one.get("containerPort")
+    for index, one in enumerate(mappings(container, "ports", home)):
+        names[text(one, "name", (*home, "ports", index))] = one.get("containerPort")
     if value in names:
         return port(names[value], path)
     if value.isdigit():

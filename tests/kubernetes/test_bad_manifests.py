@@ -119,6 +119,11 @@ def said(text: str | bytes, *options: str) -> str:
         (pod("fastmesh.io/inbound-port: '80'"), "not known, expected fastmesh.io/inbound-ports"),
         (pod("fastmesh.io/zzz: ''"), "not known, expected one of those in docs/kubernetes.md"),
         (pod("fastmesh.io/inbound-ports: '80,http'"), ": 'http', expected a port from 1 to 65535"),
+        (pod("fastmesh.io/inbound-ports: '80,15006'"), ": 15006, which is a port of the sidecar's, expected"),
+        (
+            pod("fastmesh.io/status: '{}'"),
+            "says that there is a sidecar, and there is no init container fastmesh; remove the annotation",
+        ),
         (pod("fastmesh.io/exclude-outbound-ports: '0'"), ": '0', expected a port from 1 to 65535"),
         (
             pod("fastmesh.io/exclude-inbound-cidrs: 10.0.0.1/8"),
