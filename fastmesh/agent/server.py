@@ -11,11 +11,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import ssl
 
 HEAD_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0
@@ -112,29 +115,43 @@ class _Server(uvicorn.Server):
 
 
 class AdminServer:
-    """Serves `app` on listening sockets, which it owns from then on. Use one per run."""
+    """Serves `app` on listening sockets, which it owns from then on. Use one per run.
 
-    def __init__(self, app: ASGIApp, sockets: list[socket.socket]) -> None:
+    `tls`: what connections are encrypted with. From `connections` on (64), requests are answered with 503. A
+    connection that is idle is closed after `keep_alive` seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sockets: list[socket.socket],
+        *,
+        tls: ssl.SSLContext | None = None,
+        connections: int | None = None,
+        keep_alive: int = KEEP_ALIVE_S,
+    ) -> None:
         self._sockets = sockets
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=_Protocol,
-                ws="none",
-                lifespan="off",
-                loop="none",
-                interface="asgi3",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=128,
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=1,
-            )
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            interface="asgi3",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=128,
+            limit_concurrency=connections or MAX_CONNECTIONS,
+            timeout_keep_alive=keep_alive,
+            timeout_graceful_shutdown=1,
         )
+        if tls is not None:
+            config.load()
+            config.ssl = tls
+        self._server = _Server(config)
         self._task: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:

@@ -46,6 +46,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "schema": ("fastmesh.cli.schema", "Print the JSON Schema of the configuration, for editors."),
     "certs": ("fastmesh.cli.certs", "Run the mesh's certificate authority."),
     "demo": ("fastmesh.cli.demo", "Run a small mesh on this machine and show what happens."),
+    "inject": ("fastmesh.cli.inject", "Write Kubernetes manifests with a sidecar in every pod."),
+    "webhook": ("fastmesh.cli.webhook", "Run the Kubernetes admission webhook that adds sidecars."),
+    "pod-config": ("fastmesh.cli.pod_config", "Write a pod's configuration (the first step of its sidecar)."),
     "completion": ("fastmesh.cli.completion", "Print the shell completion script."),
 }
 

@@ -112,7 +112,7 @@ def parse(data: bytes, name: str) -> tuple[Node, list[ConfigError]]:
 
     Raises `ConfigErrors` when there is nothing to go on with: broken syntax, bad encoding, a bound passed.
     """
-    text = _decode(data, name)
+    text = decode(data, name)
     # libyaml is ten times faster, the Python parser says better what is wrong.
     if yaml.__with_libyaml__:
         composer = _Composer(name)
@@ -124,12 +124,13 @@ def parse(data: bytes, name: str) -> tuple[Node, list[ConfigError]]:
     try:
         return composer.compose(yaml.parse(text, yaml.BaseLoader)), composer.errors
     except yaml.MarkedYAMLError as error:
-        mark, message = _syntax(error)
+        mark, message = syntax(error)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise ConfigErrors([*composer.errors, ConfigError(name, line, column, message)]) from None
 
 
-def _decode(data: bytes, name: str) -> str:
+def decode(data: bytes, name: str) -> str:
+    """The text of a YAML file. Raises `ConfigErrors` for what is not UTF-8, and for control characters."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ConfigErrors([ConfigError(name, 1, 1, "the file is in UTF-16, expected UTF-8")])
     try:
@@ -312,7 +313,7 @@ _HINTS: Final = (
 )
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
+def syntax(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
     """Where a syntax error is for the person who wrote it, and what helps."""
     problem = (error.problem or "not valid YAML").replace("\n", " ")
     context = (error.context or "").replace("\n", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from kit.guide import PAGES, ROOT, Guide, blocks, shell
 from kit.limits import wait_until
 
 from fastmesh.config.loader import loads
+from fastmesh.kubernetes.settings import ANNOTATIONS
 
 # Whose commands run here. Those of README's first sections are what every run of the suite begins with.
 GUIDES = {
@@ -20,6 +22,7 @@ GUIDES = {
     "docs/health.md",
     "docs/http2.md",
     "docs/identity.md",
+    "docs/kubernetes.md",
     "docs/internals/processes-and-reload.md",
     "docs/tls.md",
 }
@@ -180,6 +183,28 @@ def test_health(tmp_path: Path) -> None:
         )
         _, *names = bash.run(well).splitlines()
         assert sorted(names) == ["one", "one", "two", "two"]
+
+
+def test_kubernetes(tmp_path: Path) -> None:
+    guide = Guide("docs/kubernetes.md")
+    explain, again, mesh, pod, certs, manifest, start, ask = guide.blocks()
+    told, unchanged, configured, answered = guide.blocks("text")
+    with shell(tmp_path) as bash:
+        assert bash.run(explain) == told
+        assert bash.run(again) == unchanged
+        bash.run(mesh)
+        assert bash.run(pod) == configured
+        bash.run(certs)
+        bash.run(manifest)
+        assert "kind: MutatingWebhookConfiguration" in (tmp_path / "webhook.yaml").read_text()
+        bash.run(start)
+        assert json.loads(bash.run(ask)) == json.loads(answered)
+
+
+def test_annotations_of_kubernetes() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    for name, annotation in ANNOTATIONS.items():
+        assert f"| `fastmesh.io/{name}` | {annotation.meaning} |\n" in page
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:

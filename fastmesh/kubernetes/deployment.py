@@ -1,0 +1,119 @@
+"""The objects that make the webhook run in a cluster, and the cluster ask it."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Final
+
+from fastmesh.kubernetes import nodes
+from fastmesh.kubernetes.settings import INJECT
+
+NAME: Final = "fastmesh-webhook"
+PORT: Final = 8443
+TLS: Final = "/etc/fastmesh/tls"
+_USER: Final = 15000
+
+
+def manifest(namespace: str, image: str, ca: bytes | None, arguments: list[str]) -> str:
+    """MutatingWebhookConfiguration, Service and Deployment as YAML; `arguments`: options of the command."""
+    made = (configuration(namespace, ca), service(namespace), deployment(namespace, image, arguments))
+    return "---\n".join(nodes.written(nodes.node(one)) for one in made)
+
+
+def configuration(namespace: str, ca: bytes | None) -> dict[str, Any]:
+    client: dict[str, Any] = {
+        "service": {"name": NAME, "namespace": namespace, "path": "/inject", "port": 443}
+    }
+    if ca is not None:
+        client["caBundle"] = base64.b64encode(ca).decode()
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": NAME, "labels": _labels()},
+        "webhooks": [
+            {
+                "name": "inject.fastmesh.io",
+                "clientConfig": client,
+                "rules": [
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "operations": ["CREATE"],
+                        "resources": ["pods"],
+                        "scope": "Namespaced",
+                    }
+                ],
+                # Namespaces ask for it; the webhook's own pods must not wait for themselves.
+                "namespaceSelector": {
+                    "matchLabels": {INJECT: "enabled"},
+                    "matchExpressions": [
+                        {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [namespace]}
+                    ],
+                },
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+                # A pod that should have a sidecar does not start without one.
+                "failurePolicy": "Fail",
+                "matchPolicy": "Equivalent",
+                "reinvocationPolicy": "Never",
+                "timeoutSeconds": 10,
+            }
+        ],
+    }
+
+
+def service(namespace: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": NAME, "namespace": namespace, "labels": _labels()},
+        "spec": {
+            "selector": _labels(),
+            "ports": [{"name": "https", "port": 443, "targetPort": "https", "protocol": "TCP"}],
+        },
+    }
+
+
+def deployment(namespace: str, image: str, arguments: list[str]) -> dict[str, Any]:
+    probe = {"httpGet": {"path": "/healthz", "port": "https", "scheme": "HTTPS"}}
+    files = [f"--cert={TLS}/tls.crt", f"--key={TLS}/tls.key"]
+    container = {
+        "name": "webhook",
+        "image": image,
+        "command": ["fastmesh", "webhook", f"--listen=:{PORT}", *files, *arguments],
+        "ports": [{"name": "https", "containerPort": PORT, "protocol": "TCP"}],
+        "readinessProbe": {**probe, "periodSeconds": 5},
+        "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        "volumeMounts": [{"name": "tls", "mountPath": TLS, "readOnly": True}],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsGroup": 0,
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": NAME, "namespace": namespace, "labels": _labels()},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": _labels()},
+            "template": {
+                "metadata": {"labels": _labels()},
+                "spec": {
+                    "automountServiceAccountToken": False,
+                    "containers": [container],
+                    "volumes": [{"name": "tls", "secret": {"secretName": NAME, "defaultMode": 0o440}}],
+                },
+            },
+        },
+    }
+
+
+def _labels() -> dict[str, str]:
+    return {"app.kubernetes.io/name": NAME}

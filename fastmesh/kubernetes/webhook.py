@@ -1,0 +1,79 @@
+"""The admission webhook: HTTP around `review`. POST /inject, GET /healthz, nothing else.
+
+No state, no side effects, no cluster: a dry run is as good as a real one, and any number of them may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fastmesh.kubernetes.review import NoReview, answer
+from fastmesh.kubernetes.settings import Settings
+
+# The API server takes objects of 3 MiB; a review may hold two of them.
+MAX_BODY: Final = 8 << 20
+
+
+def webhook_app(settings: Settings, say: Callable[[str], None]) -> Starlette:
+    """The application; `say` gets a line for each pod."""
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def post(request: Request) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise HTTPException(415, f"content-type {kind or 'is missing'}, expected application/json")
+        body = await _body(request)
+        try:
+            review, line = await run_in_threadpool(answer, body, settings)
+        except NoReview as error:
+            say(f"warning: a request that is no review: {error}")
+            raise HTTPException(400, str(error)) from None
+        if line:
+            say(line)
+        return JSONResponse(review)
+
+    async def http_error(request: Request, exception: Exception) -> Response:
+        assert isinstance(exception, HTTPException)
+        text = {404: "no such endpoint, expected /inject or /healthz", 405: "expected POST /inject"}
+        detail = text.get(exception.status_code, exception.detail)
+        # What is left of a body that nobody reads must not be taken for a request.
+        headers = {**(exception.headers or {}), "connection": "close"}
+        return JSONResponse({"error": detail}, exception.status_code, headers)
+
+    async def internal_error(request: Request, exception: Exception) -> Response:
+        # Starlette raises it again afterwards, and uvicorn logs it. The cluster's failurePolicy decides.
+        return JSONResponse({"error": "an error inside fastmesh, see its log"}, 500)
+
+    app = Starlette(
+        routes=[Route("/healthz", healthz), Route("/inject", post, methods=["POST"])],
+        exception_handlers={HTTPException: http_error, Exception: internal_error},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _body(request: Request) -> bytes:
+    """The body, of which no more is kept than may be."""
+    too_large = HTTPException(413, f"the body is larger than {MAX_BODY >> 20} MiB")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > MAX_BODY:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise too_large
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended before its time") from None
+    return bytes(body)
