@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -34,9 +35,11 @@ APP, PEER = ("10.77.0.1", "fd77::1"), ("10.77.0.2", "fd77::2")
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-def sh(command: str) -> str:
-    """Run a command of `ip` or `nft`."""
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=DEADLINE, check=False)
+def sh(command: str, *more: str) -> str:
+    """Run a command of `ip` or `nft`; `more` are arguments with spaces in them."""
+    done = subprocess.run(
+        [*command.split(), *more], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
@@ -117,17 +120,13 @@ class Host:
         return self.inside(make, uid)
 
     def state(self) -> str:
-        """All rules, policy rules and routes."""
-        return "\n".join(
-            self.sh(command)
-            for command in (
-                "nft -j list ruleset",
-                "ip -4 rule",
-                "ip -6 rule",
-                "ip -4 route show table all",
-                "ip -6 route show table all",
-            )
+        """All rules, policy rules and routes; not what rules have counted."""
+        commands = (
+            "nft -j list ruleset",
+            *(f"ip {family} {what}" for family in ("-4", "-6") for what in ("rule", "route show table all")),
         )
+        text = sh(f"ip netns exec {self.name} sh -c", "; ".join(commands))
+        return re.sub(r'("packets"|"bytes"): \d+', r"\1: 0", text)
 
 
 def be_transparent(sock: socket.socket) -> None:
@@ -190,7 +189,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             for host, (address4, address6) in ((app, APP), (peer, PEER)):
                 host.sh(f"ip addr add {address4}/24 dev eth0")
                 host.sh(f"ip addr add {address6}/64 dev eth0 nodad")
-                host.sh("ip link set eth0 up")
+                # No addresses that come by themselves, some time later.
+                host.sh("ip link set eth0 addrgenmode none up")
             # What is elsewhere is behind the peer.
             app.sh(f"ip route add default via {PEER[0]}")
             app.sh(f"ip -6 route add default via {PEER[1]}")

@@ -167,7 +167,7 @@ def check_against(plan: Plan, others: Iterable[Plan]) -> None:
                     "ports of its own in `intercept.inbound.ports`, or run `fastmesh intercept down` for "
                     "the other one"
                 )
-        shared = sorted(_own_ports(plan) & _own_ports(other))
+        shared = sorted(own_ports(plan) & own_ports(other))
         if shared:
             raise InterceptError(
                 f"port {shared[0]} is that of another sidecar's listener already, {whose}; give this one's "
@@ -175,7 +175,7 @@ def check_against(plan: Plan, others: Iterable[Plan]) -> None:
             )
 
 
-def _own_ports(plan: Plan) -> set[int]:
+def own_ports(plan: Plan) -> set[int]:
     """The ports of the sidecar's listeners."""
     return {
         port for one in (plan.outgoing, plan.incoming) if one is not None for port in (one.port4, one.port6)
