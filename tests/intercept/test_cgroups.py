@@ -51,7 +51,7 @@ def hierarchy(hosts: Hosts, tmp_path: Path) -> Iterator[Path]:
         mounted.mkdir()
         sh(f"mount -t cgroup2 none {mounted}")
         points = [str(mounted)]
-    top = Path(points[0], f"fm-balance-{os.getpid()}-{next(_counter)}")
+    top = Path(points[0], f"fm-intercept-{os.getpid()}-{next(_counter)}")
     top.mkdir()
     try:
         yield top

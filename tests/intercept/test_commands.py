@@ -188,7 +188,7 @@ def test_no_such_namespace(hosts: Hosts, tmp_path: Path) -> None:
     app, _ = hosts
     config = configuration(tmp_path, "{outbound: {}}")
     gone = "if it has vanished, its rules went with it and nothing is left to remove"
-    assert gone in refused("up", "-c", config, "--netns", "fm-balance-nowhere")
+    assert gone in refused("up", "-c", config, "--netns", "fm-intercept-nowhere")
     assert gone in refused("down", "--netns", "4194305")
     # A name that is left over without its namespace.
     left = Path("/run/netns", f"{app.name}-left")

@@ -103,6 +103,22 @@ def test_tproxy(tmp_path: Path) -> None:
     }
 
 
+def test_names(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path, "method: tproxy, outbound: {exclude_uids: [5]}, exempt_uids: [6]", Selection(uid=7)
+    )
+    found = chains(msgspec.structs.replace(plan, names4="127.0.0.1:15053", names6="[::1]:15053"))
+    assert found["names"] == [
+        "type nat hook output priority -113; policy accept;",
+        "meta mark 0xfa5 return",
+        "meta skuid { 6 } return",
+        "meta skuid { 5 } return",
+        "meta nfproto ipv4 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip to 127.0.0.1:15053",
+        "meta nfproto ipv6 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip6 to [::1]:15053",
+    ]
+    assert "meta nfproto ipv4 tcp dport 53 return" in found["outgoing"]
+
+
 def test_one_direction_alone(tmp_path: Path) -> None:
     assert list(chains(plan_of(tmp_path, "outbound: {}"))) == ["outgoing"]
     assert list(chains(plan_of(tmp_path, "inbound: {ports: [80]}"))) == ["incoming"]

@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -42,6 +43,20 @@ def sh(command: str, *more: str) -> str:
     )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
+
+
+def _missing() -> str:
+    """Why this machine has no hosts for tests; empty: it has."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("nft") is None or shutil.which("ip") is None:
+        return "nft and ip are not installed (scripts/setup does that)"
+    command = "unshare -n nft add table inet x"
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    return f"{command}: {done.stderr.strip()}" if done.returncode else ""
+
+
+MISSING = _missing()
 
 
 class Host:
@@ -180,7 +195,7 @@ def talk(one: socket.socket, other: socket.socket) -> None:
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """The application's host and another one, each with an IPv4 and an IPv6 address."""
-    stem = f"fm-balance-{os.getpid()}-{next(_counter)}"
+    stem = f"fm-intercept-{os.getpid()}-{next(_counter)}"
     app = Host(f"{stem}-a")
     try:
         peer = Host(f"{stem}-p")

@@ -7,6 +7,7 @@ transaction of nft replaces the table. What follows, the seal, only tells later 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -125,18 +126,23 @@ def _up(place: Place, loaded: Loaded, selection: Selection, strangers: bool) -> 
 
 
 def _replace(place: Place, plan: Plan, before: InForce | None) -> None:
-    routed_before = before is not None and before.plan is not None and before.plan.method == "tproxy"
+    earlier = None if before is None else before.plan
     try:
         if plan.method == "tproxy":
             routes.ensure(place, plan)
         nft.load(place, ruleset.transaction(plan))
     except BaseException:
-        if not routed_before:
-            routes.remove(place, plan.table)
+        with contextlib.suppress(InterceptError):
+            if earlier is not None and earlier.method == "tproxy":
+                routes.ensure(place, earlier)
+            else:
+                routes.remove(place, plan.table)
         raise
     if plan.method != "tproxy":
         routes.remove(place, plan.table)
-    nft.load(place, ruleset.sealing(plan, nft.table(place, plan.table) or []))
+    # All is in force by now: without its seal it is, too.
+    with contextlib.suppress(InterceptError):
+        nft.load(place, ruleset.sealing(plan, nft.table(place, plan.table) or []))
 
 
 def _remarks(plan: Plan, before: InForce | None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -59,6 +59,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exempt_cgroups: list[str] = []
     outgoing: Outgoing | None = None
     incoming: Incoming | None = None
+    # Where questions for names go (`127.0.0.1:15053`), by version of IP; None: where they were going.
+    names4: str | None = None
+    names6: str | None = None
 
     def for_whom(self) -> str:
         """The sidecar in words."""
@@ -103,6 +106,7 @@ def make_plan(loaded: Loaded, selection: Selection) -> Plan:
         exempt_cgroups=exempt_cgroups,
         outgoing=_outgoing(intercept.outbound, listeners),
         incoming=_incoming(intercept.inbound, listeners),
+        **({} if intercept.outbound is None else _names(getattr(loaded.config, "dns", None))),
     )
 
 
@@ -132,6 +136,16 @@ def _incoming(given: InterceptInbound | None, listeners: list[Listener]) -> Inco
         exclude_cidrs=_networks(given.exclude_cidrs),
         exclude_interfaces=sorted(set(given.exclude_interfaces)),
     )
+
+
+def _names(dns: Any) -> dict[str, str]:
+    """Where the sidecar's own resolver answers, if it has one."""
+    if dns is None:
+        return {}
+    host, port = dns.listen.host, dns.listen.port
+    if ":" in host:
+        return {"names6": f"[{'::1' if host == '::' else host}]:{port}"}
+    return {"names4": f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"}
 
 
 def _listener_ports(listeners: list[Listener]) -> tuple[int, int]:
