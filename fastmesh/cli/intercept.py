@@ -18,7 +18,7 @@ from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
 from fastmesh.config import ConfigErrors, Loaded, find_config, load
 from fastmesh.host.intercept import InterceptError, Selection, apply, probe, words
 from fastmesh.host.intercept.namespace import Place, inside
-from fastmesh.host.intercept.plan import Plan, make_plan
+from fastmesh.host.intercept.plan import Plan, make_plan, unheard
 from fastmesh.host.intercept.selection import of_whom, table_of, uid_of
 
 
@@ -100,7 +100,7 @@ def up(file: Path | None, netns: str | None, user: str | None, cgroup: str | Non
         selection = _selection(netns, user, cgroup)
         remarks = apply.up(loaded, selection, strangers=False)
     click.echo(f"traffic {of_whom(selection.uid, selection.cgroup)} is taken over as {loaded.name} says")
-    for remark in remarks:
+    for remark in [*remarks, *unheard(loaded)]:
         click.echo(f"note: {remark}", err=True)
 
 

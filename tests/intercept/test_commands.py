@@ -38,7 +38,11 @@ def test_up_show_down(hosts: Hosts, tmp_path: Path, method: str) -> None:
     )
     state = app.state()
     again = intercept("up", "-c", config, *netns)
-    assert again.stderr == "note: it is in force already, and nothing has been changed\n"
+    assert again.stderr.splitlines() == [
+        "note: it is in force already, and nothing has been changed",
+        f'note: outgoing IPv6 is refused, for there is no listener for it; add one (bind: "[::1]:{OUT}")',
+        f'note: incoming IPv6 is refused, for there is no listener for it; add one (bind: "[::]:{IN}")',
+    ]
     assert app.state() == state
     shown = intercept("show", "-c", config, *netns)
     assert shown.stderr == ""

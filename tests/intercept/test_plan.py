@@ -13,7 +13,7 @@ from kit.intercept import configuration
 from fastmesh.config import load
 from fastmesh.config.intercept_values import ROUTE_MARKS
 from fastmesh.host.intercept import InterceptError, Plan, Selection, ruleset
-from fastmesh.host.intercept.plan import check_against, make_plan
+from fastmesh.host.intercept.plan import check_against, make_plan, unheard
 from fastmesh.host.intercept.selection import is_ours, route_mark, table_of
 
 EVERYBODY = Selection()
@@ -142,6 +142,8 @@ def test_a_listener_for_each_family(tmp_path: Path) -> None:
     outgoing = make_plan(load(path), EVERYBODY).outgoing
     assert outgoing is not None
     assert (outgoing.port4, outgoing.port6) == (15001, 16001)
+    missing = 'incoming IPv6 is refused, for there is no listener for it; add one (bind: "[::]:15006")'
+    assert unheard(load(path)) == [missing]
     path.write_text(path.read_text().replace("outbound: {}", "outbound: {listener: out6}"))
     outgoing = make_plan(load(path), EVERYBODY).outgoing
     assert outgoing is not None

@@ -148,6 +148,26 @@ def _names(dns: Any) -> dict[str, str]:
     return {"names4": f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"}
 
 
+def unheard(loaded: Loaded) -> list[str]:
+    """What will be refused because no listener of the configuration is for that version of IP, in words."""
+    intercept, out = loaded.config.intercept, []
+    if intercept is None:
+        return []
+    for role, given, hosts in (
+        ("outgoing", intercept.outbound, ("127.0.0.1", "[::1]")),
+        ("incoming", intercept.inbound, ("0.0.0.0", "[::]")),
+    ):
+        if given is None:
+            continue
+        found = taking(loaded.config.listeners, "outbound" if role == "outgoing" else "inbound", given)
+        six = {":" in one.bind.host for one in found}
+        if len(six) == 1:
+            version, host = ("IPv4", hosts[0]) if six == {True} else ("IPv6", hosts[1])
+            bind = f'bind: "{host}:{found[0].bind.port}"'
+            out.append(f"{role} {version} is refused, for there is no listener for it; add one ({bind})")
+    return out
+
+
 def _listener_ports(listeners: list[Listener]) -> tuple[int, int]:
     """The ports for IPv4 and IPv6. A listener of one family alone has its port in the other, too."""
     by_family = {":" in one.bind.host: one.bind.port for one in listeners}
