@@ -16,9 +16,9 @@ import click
 
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
 from fastmesh.config import ConfigErrors, Loaded, find_config, load
-from fastmesh.host.intercept import InterceptError, Selection, apply, words
+from fastmesh.host.intercept import InterceptError, Selection, apply, probe, words
 from fastmesh.host.intercept.namespace import Place, inside
-from fastmesh.host.intercept.plan import Plan, make_plan
+from fastmesh.host.intercept.plan import Plan, make_plan, unheard
 from fastmesh.host.intercept.selection import of_whom, table_of, uid_of
 
 
@@ -98,9 +98,9 @@ def up(file: Path | None, netns: str | None, user: str | None, cgroup: str | Non
     with _told():
         loaded = load(find_config(file))
         selection = _selection(netns, user, cgroup)
-        remarks = apply.up(loaded, selection)
+        remarks = apply.up(loaded, selection, strangers=False)
     click.echo(f"traffic {of_whom(selection.uid, selection.cgroup)} is taken over as {loaded.name} says")
-    for remark in remarks:
+    for remark in [*remarks, *unheard(loaded)]:
         click.echo(f"note: {remark}", err=True)
 
 
@@ -141,6 +141,24 @@ def show(file: Path | None, netns: str | None, user: str | None, cgroup: str | N
     if warnings or not lines:
         if not lines:
             click.echo("nothing is in force; `fastmesh intercept up` takes traffic over", err=True)
+        sys.exit(EXIT_FAILURE)
+
+
+@command.command()
+@_config
+@_selecting
+def check(file: Path | None, netns: str | None, user: str | None, cgroup: str | None) -> None:
+    """Prove that traffic passes through the proxy, by connections that must arrive there.
+
+    For that there is a second host for a moment, within this machine: the selected user or cgroup calls it,
+    and it calls the application's ports. Needs root. Exits with 1 when anything is missing, and says what.
+    """
+    with _told():
+        loaded = load(find_config(file))
+        findings = probe.check(loaded, _selection(netns, user, cgroup))
+    for one in findings:
+        click.echo(f"{'ok  ' if one.fine else 'FAIL'} {one.text}")
+    if not all(one.fine for one in findings):
         sys.exit(EXIT_FAILURE)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from kit.guide import PAGES, ROOT, Guide, blocks, shell
+from kit.intercept import MISSING
 from kit.limits import wait_until
 
 from fastmesh.config.loader import loads
@@ -25,6 +28,7 @@ GUIDES = {
     "docs/kubernetes.md",
     "docs/internals/processes-and-reload.md",
     "docs/tls.md",
+    "docs/transparent.md",
 }
 
 
@@ -205,6 +209,24 @@ def test_annotations_of_kubernetes() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     for name, annotation in ANNOTATIONS.items():
         assert f"| `fastmesh.io/{name}` | {annotation.meaning} |\n" in page
+def test_transparent(tmp_path: Path) -> None:
+    if MISSING:
+        pytest.skip(MISSING)
+    guide = Guide("docs/transparent.md", "Try it out")
+    netns = f"fm-intercept-{os.getpid()}-guide"
+    check, up, prove, end = (re.sub(r"\bshop\b", netns, block) for block in guide.blocks())
+    (shown,) = guide.blocks("text")
+    with shell(tmp_path) as bash:
+        try:
+            assert bash.run(check) == "sidecar.yaml: ok (4 listeners, 1 service)\n"
+            assert bash.run(up).endswith(shown)
+            before, _, after = bash.run(prove).partition("not yet\n")
+            assert "FAIL the sidecar does not run" in before
+            assert [line[:4] for line in after.splitlines()] == ["ok  "] * 6
+            assert bash.run(end) == "traffic of everybody is left alone\n"
+        finally:
+            if Path("/run/netns", netns).exists():
+                subprocess.run(["ip", "netns", "delete", netns], check=True)
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:

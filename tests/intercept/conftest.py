@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 
 import pytest
-from kit.intercept import Host, two_hosts
-
-
-def _missing() -> str:
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    if shutil.which("nft") is None or shutil.which("ip") is None:
-        return "nft and ip are not installed (scripts/setup does that)"
-    command = "unshare -n nft add table inet x"
-    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
-    return f"{command}: {done.stderr.strip()}" if done.returncode else ""
-
-
-MISSING = _missing()
+from kit.intercept import MISSING, Host, two_hosts
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from kit.intercept import configuration
 from fastmesh.config import load
 from fastmesh.config.intercept_values import ROUTE_MARKS
 from fastmesh.host.intercept import InterceptError, Plan, Selection, ruleset
-from fastmesh.host.intercept.plan import check_against, make_plan
+from fastmesh.host.intercept.plan import check_against, make_plan, unheard
 from fastmesh.host.intercept.selection import is_ours, route_mark, table_of
 
 EVERYBODY = Selection()
@@ -103,6 +103,22 @@ def test_tproxy(tmp_path: Path) -> None:
     }
 
 
+def test_names(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path, "method: tproxy, outbound: {exclude_uids: [5]}, exempt_uids: [6]", Selection(uid=7)
+    )
+    found = chains(msgspec.structs.replace(plan, names4="127.0.0.1:15053", names6="[::1]:15053"))
+    assert found["names"] == [
+        "type nat hook output priority -113; policy accept;",
+        "meta mark 0xfa5 return",
+        "meta skuid { 6 } return",
+        "meta skuid { 5 } return",
+        "meta nfproto ipv4 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip to 127.0.0.1:15053",
+        "meta nfproto ipv6 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip6 to [::1]:15053",
+    ]
+    assert "meta nfproto ipv4 tcp dport 53 return" in found["outgoing"]
+
+
 def test_one_direction_alone(tmp_path: Path) -> None:
     assert list(chains(plan_of(tmp_path, "outbound: {}"))) == ["outgoing"]
     assert list(chains(plan_of(tmp_path, "inbound: {ports: [80]}"))) == ["incoming"]
@@ -126,6 +142,8 @@ def test_a_listener_for_each_family(tmp_path: Path) -> None:
     outgoing = make_plan(load(path), EVERYBODY).outgoing
     assert outgoing is not None
     assert (outgoing.port4, outgoing.port6) == (15001, 16001)
+    missing = 'incoming IPv6 is refused, for there is no listener for it; add one (bind: "[::]:15006")'
+    assert unheard(load(path)) == [missing]
     path.write_text(path.read_text().replace("outbound: {}", "outbound: {listener: out6}"))
     outgoing = make_plan(load(path), EVERYBODY).outgoing
     assert outgoing is not None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from kit.intercept import (
     APP,
@@ -22,6 +24,10 @@ from kit.intercept import (
     take_over,
     talk,
 )
+from kit.limits import DEADLINE
+
+from fastmesh.host.intercept import Plan, apply
+from fastmesh.host.intercept.plan import make_plan
 
 Hosts = tuple[Host, Host]
 MARK = 0x0FA5
@@ -284,6 +290,53 @@ def test_the_application_sees_its_caller(
     assert seen[0] == PEER[family]
     talk(onward, application)
     talk(client, server)
+
+
+@scenes("outbound: {}")
+def test_names_go_to_the_resolver(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions by UDP and by TCP, to a name server elsewhere or on loopback; the resolver's own go on."""
+    resolver = (LOOPBACK[scene.family], 15053)
+    text = ("127.0.0.1:15053", "[::1]:15053")[scene.family]
+    key = ("names4", "names6")[scene.family]
+
+    def plan(*given: Any) -> Plan:
+        return msgspec.structs.replace(make_plan(*given), **{key: text})
+
+    monkeypatch.setattr(apply, "make_plan", plan)
+    take_over(scene.config, scene.app)
+    answering, elsewhere = (
+        scene.closing.enter_context(host.inside(lambda at=address: udp(at)))
+        for host, address in ((scene.app, resolver), (scene.peer, (PEER[scene.family], 53)))
+    )
+    for server, mark, target in (
+        (answering, 0, PEER[scene.family]),
+        (answering, 0, LOOPBACK[scene.family]),
+        (elsewhere, MARK, PEER[scene.family]),
+    ):
+        with scene.app.inside(lambda to=(target, 53), mark=mark: udp(None, to, mark)) as asking:
+            asking.send(b"question")
+            question, asker = server.recvfrom(100)
+            assert question == b"question"
+            server.sendto(b"answer", asker)
+            assert asking.recv(100) == b"answer"
+    listener = scene.listen(scene.app, *resolver)
+    client = scene.dial(scene.app, PEER[scene.family], 53)
+    talk(client, scene.accepted(listener)[0])
+    scene.taken(80)
+
+
+def udp(own: tuple[str, int] | None, peer: tuple[str, int] | None = None, mark: int = 0) -> socket.socket:
+    """A socket with an address of its own, or one to a peer."""
+    host = (own or peer or ("", 0))[0]
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(DEADLINE)
+    if mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    if own is not None:
+        sock.bind(own)
+    if peer is not None:
+        sock.connect(peer)
+    return sock
 
 
 @scenes("outbound: {}")

@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import itertools
 import os
+import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -34,11 +36,27 @@ APP, PEER = ("10.77.0.1", "fd77::1"), ("10.77.0.2", "fd77::2")
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-def sh(command: str) -> str:
-    """Run a command of `ip` or `nft`."""
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=DEADLINE, check=False)
+def sh(command: str, *more: str) -> str:
+    """Run a command of `ip` or `nft`; `more` are arguments with spaces in them."""
+    done = subprocess.run(
+        [*command.split(), *more], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
+
+
+def _missing() -> str:
+    """Why this machine has no hosts for tests; empty: it has."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("nft") is None or shutil.which("ip") is None:
+        return "nft and ip are not installed (scripts/setup does that)"
+    command = "unshare -n nft add table inet x"
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    return f"{command}: {done.stderr.strip()}" if done.returncode else ""
+
+
+MISSING = _missing()
 
 
 class Host:
@@ -117,17 +135,13 @@ class Host:
         return self.inside(make, uid)
 
     def state(self) -> str:
-        """All rules, policy rules and routes."""
-        return "\n".join(
-            self.sh(command)
-            for command in (
-                "nft -j list ruleset",
-                "ip -4 rule",
-                "ip -6 rule",
-                "ip -4 route show table all",
-                "ip -6 route show table all",
-            )
+        """All rules, policy rules and routes; not what rules have counted."""
+        commands = (
+            "nft -j list ruleset",
+            *(f"ip {family} {what}" for family in ("-4", "-6") for what in ("rule", "route show table all")),
         )
+        text = sh(f"ip netns exec {self.name} sh -c", "; ".join(commands))
+        return re.sub(r'("packets"|"bytes"): \d+', r"\1: 0", text)
 
 
 def be_transparent(sock: socket.socket) -> None:
@@ -181,7 +195,7 @@ def talk(one: socket.socket, other: socket.socket) -> None:
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """The application's host and another one, each with an IPv4 and an IPv6 address."""
-    stem = f"fm-balance-{os.getpid()}-{next(_counter)}"
+    stem = f"fm-intercept-{os.getpid()}-{next(_counter)}"
     app = Host(f"{stem}-a")
     try:
         peer = Host(f"{stem}-p")
@@ -190,7 +204,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             for host, (address4, address6) in ((app, APP), (peer, PEER)):
                 host.sh(f"ip addr add {address4}/24 dev eth0")
                 host.sh(f"ip addr add {address6}/64 dev eth0 nodad")
-                host.sh("ip link set eth0 up")
+                # No addresses that come by themselves, some time later.
+                host.sh("ip link set eth0 addrgenmode none up")
             # What is elsewhere is behind the peer.
             app.sh(f"ip route add default via {PEER[0]}")
             app.sh(f"ip -6 route add default via {PEER[1]}")

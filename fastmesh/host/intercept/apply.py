@@ -7,6 +7,7 @@ transaction of nft replaces the table. What follows, the seal, only tells later 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -18,11 +19,14 @@ from fastmesh.config.loader import Loaded
 from fastmesh.host.intercept import cgroups, nft, programs, routes, ruleset
 from fastmesh.host.intercept.errors import InterceptError
 from fastmesh.host.intercept.namespace import Place, inside
-from fastmesh.host.intercept.plan import Plan, check_against, make_plan
+from fastmesh.host.intercept.plan import Plan, check_against, make_plan, own_ports
 from fastmesh.host.intercept.selection import Selection, is_ours, of_whom, table_of
+from fastmesh.host.intercept.sockets import LISTENING, owner, sockets
 
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP = 1
+# Addresses of listeners that traffic can be led to.
+_REACHED = ("127.0.0.1", "0.0.0.0", "::1", "::")
 
 
 class InForce(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +40,11 @@ class InForce(msgspec.Struct, frozen=True, kw_only=True):
     counted: dict[str, int] = {}
 
 
-def up(loaded: Loaded, selection: Selection) -> list[str]:
+def up(loaded: Loaded, selection: Selection, *, strangers: bool = True) -> list[str]:
     """Bring what the configuration says into force for the selection; nothing happens where it is. Returns
-    remarks for the user. Raises InterceptError, and then nothing has changed."""
-    return inside(selection.netns, lambda place: _up(place, loaded, selection))
+    remarks for the user. Raises InterceptError, and then nothing has changed. `strangers`: it does not matter
+    whether somebody else than a sidecar listens where traffic goes."""
+    return inside(selection.netns, lambda place: _up(place, loaded, selection, strangers))
 
 
 def down(loaded: Loaded | None, selection: Selection) -> bool:
@@ -96,7 +101,7 @@ def lost_cgroups(plan: Plan) -> list[str]:
     return lost
 
 
-def _up(place: Place, loaded: Loaded, selection: Selection) -> list[str]:
+def _up(place: Place, loaded: Loaded, selection: Selection, strangers: bool) -> list[str]:
     programs.require_privilege()
     plan = make_plan(loaded, selection)
     for path in plan.cgroup_numbers:
@@ -111,6 +116,8 @@ def _up(place: Place, loaded: Loaded, selection: Selection) -> list[str]:
             f"the loopback interface of {place.words} is down, and traffic is handed over on it; "
             "run `ip link set lo up` there"
         )
+    if not strangers:
+        _check_listeners(place, plan)
     if before is not None and before.plan == plan and before.state == "same" and before.routed:
         return ["it is in force already, and nothing has been changed"]
     nft.load(place, ruleset.transaction(plan), dry=True)
@@ -119,18 +126,23 @@ def _up(place: Place, loaded: Loaded, selection: Selection) -> list[str]:
 
 
 def _replace(place: Place, plan: Plan, before: InForce | None) -> None:
-    routed_before = before is not None and before.plan is not None and before.plan.method == "tproxy"
+    earlier = None if before is None else before.plan
     try:
         if plan.method == "tproxy":
             routes.ensure(place, plan)
         nft.load(place, ruleset.transaction(plan))
     except BaseException:
-        if not routed_before:
-            routes.remove(place, plan.table)
+        with contextlib.suppress(InterceptError):
+            if earlier is not None and earlier.method == "tproxy":
+                routes.ensure(place, earlier)
+            else:
+                routes.remove(place, plan.table)
         raise
     if plan.method != "tproxy":
         routes.remove(place, plan.table)
-    nft.load(place, ruleset.sealing(plan, nft.table(place, plan.table) or []))
+    # All is in force by now: without its seal it is, too.
+    with contextlib.suppress(InterceptError):
+        nft.load(place, ruleset.sealing(plan, nft.table(place, plan.table) or []))
 
 
 def _remarks(plan: Plan, before: InForce | None) -> list[str]:
@@ -160,6 +172,20 @@ def _check_owner(place: Place, before: InForce | None, owner: str, plan: Plan | 
         "selection has one sidecar; run `fastmesh intercept down` for it first, or select by another user, "
         "cgroup or namespace"
     )
+
+
+def _check_listeners(place: Place, plan: Plan) -> None:
+    """InterceptError if a port that traffic would go to is somebody else's."""
+    ports = own_ports(plan)
+    for one in sockets():
+        if one.state != LISTENING or one.port not in ports or one.host not in _REACHED:
+            continue
+        found = owner({one.inode})
+        if found is not None and not found[0].startswith("fastmesh"):
+            raise InterceptError(
+                f"port {one.port} in {place.words} is taken by process {found[0]} ({found[1]}), which is no "
+                "sidecar and would get the traffic; stop it, or give the listener another port"
+            )
 
 
 def _down(place: Place, owner: str | None, selection: Selection) -> bool:

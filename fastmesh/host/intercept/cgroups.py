@@ -20,20 +20,21 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 def mounts() -> list[str]:
-    """Where the hierarchy is mounted, the whole of it first (proc(5), mountinfo)."""
-    found: list[tuple[bool, str]] = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    """Where the hierarchy is mounted: where nft looks first, then the whole of it, then parts (proc(5))."""
+    found: list[tuple[bool, bool, str]] = []
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
             if after.split(" ", 1)[0] == "cgroup2":
                 root, point = before.split(" ")[3:5]
-                found.append((root != "/", _OCTAL.sub(lambda match: chr(int(match[1], 8)), point)))
-    return [point for _, point in sorted(found, key=lambda one: one[0])]
+                point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), point)
+                found.append((point != USUAL, root != "/", point))
+    return [point for *_, point in sorted(found, key=lambda one: one[:2])]
 
 
 def relative(path: str) -> str:
     """A cgroup as rules name it: below the root of the hierarchy. `path` may be its directory, too."""
-    for point in mounts():
+    for point in sorted(mounts(), key=len, reverse=True):
         if path.startswith(f"{point.rstrip('/')}/"):
             path = path[len(point.rstrip("/")) :]
             break

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -59,6 +59,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exempt_cgroups: list[str] = []
     outgoing: Outgoing | None = None
     incoming: Incoming | None = None
+    # Where questions for names go (`127.0.0.1:15053`), by version of IP; None: where they were going.
+    names4: str | None = None
+    names6: str | None = None
 
     def for_whom(self) -> str:
         """The sidecar in words."""
@@ -103,6 +106,7 @@ def make_plan(loaded: Loaded, selection: Selection) -> Plan:
         exempt_cgroups=exempt_cgroups,
         outgoing=_outgoing(intercept.outbound, listeners),
         incoming=_incoming(intercept.inbound, listeners),
+        **({} if intercept.outbound is None else _names(getattr(loaded.config, "dns", None))),
     )
 
 
@@ -132,6 +136,36 @@ def _incoming(given: InterceptInbound | None, listeners: list[Listener]) -> Inco
         exclude_cidrs=_networks(given.exclude_cidrs),
         exclude_interfaces=sorted(set(given.exclude_interfaces)),
     )
+
+
+def _names(dns: Any) -> dict[str, str]:
+    """Where the sidecar's own resolver answers, if it has one."""
+    if dns is None:
+        return {}
+    host, port = dns.listen.host, dns.listen.port
+    if ":" in host:
+        return {"names6": f"[{'::1' if host == '::' else host}]:{port}"}
+    return {"names4": f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"}
+
+
+def unheard(loaded: Loaded) -> list[str]:
+    """What will be refused because no listener of the configuration is for that version of IP, in words."""
+    intercept, out = loaded.config.intercept, []
+    if intercept is None:
+        return []
+    for role, given, hosts in (
+        ("outgoing", intercept.outbound, ("127.0.0.1", "[::1]")),
+        ("incoming", intercept.inbound, ("0.0.0.0", "[::]")),
+    ):
+        if given is None:
+            continue
+        found = taking(loaded.config.listeners, "outbound" if role == "outgoing" else "inbound", given)
+        six = {":" in one.bind.host for one in found}
+        if len(six) == 1:
+            version, host = ("IPv4", hosts[0]) if six == {True} else ("IPv6", hosts[1])
+            bind = f'bind: "{host}:{found[0].bind.port}"'
+            out.append(f"{role} {version} is refused, for there is no listener for it; add one ({bind})")
+    return out
 
 
 def _listener_ports(listeners: list[Listener]) -> tuple[int, int]:
@@ -167,7 +201,7 @@ def check_against(plan: Plan, others: Iterable[Plan]) -> None:
                     "ports of its own in `intercept.inbound.ports`, or run `fastmesh intercept down` for "
                     "the other one"
                 )
-        shared = sorted(_own_ports(plan) & _own_ports(other))
+        shared = sorted(own_ports(plan) & own_ports(other))
         if shared:
             raise InterceptError(
                 f"port {shared[0]} is that of another sidecar's listener already, {whose}; give this one's "
@@ -175,7 +209,7 @@ def check_against(plan: Plan, others: Iterable[Plan]) -> None:
             )
 
 
-def _own_ports(plan: Plan) -> set[int]:
+def own_ports(plan: Plan) -> set[int]:
     """The ports of the sidecar's listeners."""
     return {
         port for one in (plan.outgoing, plan.incoming) if one is not None for port in (one.port4, one.port6)

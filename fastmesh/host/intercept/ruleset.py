@@ -5,6 +5,7 @@
                it back in over lo; the connection keeps the mark, so that connections from before `up` are
                left alone.
     incoming   prerouting hook: what arrives from elsewhere, and with tproxy what comes back over lo.
+    names      output hook, where the sidecar has a resolver: NAT leads questions for names there.
     about      on no hook: the plan itself, in comments.
     seal       on no hook: what the table looked like when it was made; added by a transaction of its own.
 
@@ -43,12 +44,17 @@ _ROUTED: Final = f"meta mark & 0xff000000 == {ROUTE_MARKS[0]:#x} return"
 _NAT: Final = {"one": -103, "all": -102}
 _MARKS: Final = {"one": -153, "all": -98}
 _ARRIVAL: Final = -152
+_NAMES_EARLIER: Final = 10
 
 
 def transaction(plan: Plan) -> str:
     """The commands that bring a plan into force, in place of what the table held before."""
     lines = [*removal(plan.table), f"table {FAMILY} {plan.table} {{"]
     lines += _chain(ABOUT, "", (f'return comment "{part}"' for part in _parts(plan)))
+    if plan.names4 or plan.names6:
+        priority = _NAT[_whose(plan)] - _NAMES_EARLIER
+        hook = f"type nat hook output priority {priority}; policy accept;"
+        lines += _chain("names", hook, _names(plan))
     if plan.outgoing is not None:
         kind = "nat" if plan.method == "redirect" else "route"
         priority = (_NAT if plan.method == "redirect" else _MARKS)[_whose(plan)]
@@ -110,6 +116,30 @@ def counted(listed: list[dict[str, Any]]) -> dict[str, int]:
 # -- rules --------------------------------------------------------------------------------------------
 
 
+def _names(plan: Plan) -> Iterator[str]:
+    """Questions go to the resolver wherever they were going, to loopback too; its own go on."""
+    yield f"meta mark {plan.mark:#x} return"
+    yield from _exempt(plan)
+    if plan.outgoing is not None and plan.outgoing.exclude_uids:
+        yield f"meta skuid {_set(plan.outgoing.exclude_uids)} return"
+    selected = " ".join(["meta l4proto { tcp, udp } th dport 53", *_selected(plan)])
+    for family, protocol, to in ((4, "ip", plan.names4), (6, "ip6", plan.names6)):
+        if to is not None:
+            yield f"meta nfproto ipv{family} {selected} dnat {protocol} to {to}"
+
+
+def _exempt(plan: Plan) -> Iterator[str]:
+    if plan.exempt_uids:
+        yield f"meta skuid {_set(plan.exempt_uids)} return"
+    for path in plan.exempt_cgroups:
+        yield f"{_in_cgroup(path)} return"
+
+
+def _selected(plan: Plan) -> list[str]:
+    out = [] if plan.uid is None else [f"meta skuid {plan.uid}"]
+    return out if plan.cgroup is None else [*out, _in_cgroup(plan.cgroup)]
+
+
 def _outgoing(plan: Plan, outgoing: Outgoing) -> Iterator[str]:
     yield "meta l4proto != tcp return"
     yield f"meta mark {plan.mark:#x} return"
@@ -118,10 +148,10 @@ def _outgoing(plan: Plan, outgoing: Outgoing) -> Iterator[str]:
         yield f"ct mark {mark:#x} ct direction original meta mark set {mark:#x} return"
         yield f"{_FIRST.replace('==', '!=')} return"
     yield _ROUTED
-    if plan.exempt_uids:
-        yield f"meta skuid {_set(plan.exempt_uids)} return"
-    for path in plan.exempt_cgroups:
-        yield f"{_in_cgroup(path)} return"
+    yield from _exempt(plan)
+    for version, resolver in ((4, plan.names4), (6, plan.names6)):
+        if resolver is not None:
+            yield f"meta nfproto ipv{version} tcp dport 53 return"
     yield "ip daddr 127.0.0.0/8 return"
     yield "ip6 daddr ::1 return"
     for name in outgoing.exclude_interfaces:
@@ -134,10 +164,7 @@ def _outgoing(plan: Plan, outgoing: Outgoing) -> Iterator[str]:
     taken = [_FIRST, "ct direction original"]
     if outgoing.ports:
         taken.append(f"tcp dport {_set(outgoing.ports)}")
-    if plan.uid is not None:
-        taken.append(f"meta skuid {plan.uid}")
-    if plan.cgroup is not None:
-        taken.append(_in_cgroup(plan.cgroup))
+    taken += _selected(plan)
     if plan.method == "tproxy":
         mark = route_mark(plan.table)
         taken.append(f"counter ct mark set {mark:#x} meta mark set {mark:#x}")

@@ -25,6 +25,10 @@ def told(found: InForce, where: str) -> list[str]:
     lines += _row("method", [METHODS[plan.method]])
     lines += _row("outgoing", _outgoing(plan.outgoing))
     lines += _row("incoming", _incoming(plan.incoming))
+    names = [
+        f"DNS (port 53, UDP and TCP) goes to {to}" for to in (plan.names4, plan.names6) if to is not None
+    ]
+    lines += _row("names", names)
     lines += _row("never", [f"what leaves from {one}" for one in _exempt(plan)])
     if found.counted:
         some = [f"{number} {direction}" for direction, number in found.counted.items()]

@@ -1,0 +1,460 @@
+"""`check`: the proof that traffic passes through the proxy, by connections that must arrive there.
+
+For the time of the check there is a second host: a network namespace that goes with our process, joined to
+the one in question by a pair of virtual interfaces with addresses for documentation (RFC 5737, 3849). A
+process of the selected user or cgroup calls that host, and that host calls the application's ports. Nothing
+leaves the machine, and a connection that is not taken over is refused there at once.
+
+Where the proxy listens, the kernel's table of sockets must show the connection at its port. Where nobody
+listens, a listener of our own takes its place, and sees where the connection was going.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Final, TypeVar
+
+import msgspec
+
+from fastmesh.config.loader import Loaded
+from fastmesh.host.intercept import apply, cgroups, nft, programs, ruleset, words
+from fastmesh.host.intercept.errors import InterceptError
+from fastmesh.host.intercept.namespace import Place, inside
+from fastmesh.host.intercept.plan import Plan, make_plan, own_ports
+from fastmesh.host.intercept.selection import Selection
+from fastmesh.host.intercept.sockets import LISTENING, owner, sockets
+from fastmesh.host.intercept.syscalls import new_network
+
+_INTERFACE: Final = "fm-probe"
+_NETWORKS: Final = {
+    4: ("192.0.2.0/30", "198.51.100.0/30", "203.0.113.0/30"),
+    6: ("2001:db8:fa5::/126", "3fff:fa5::/126"),
+}
+_LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
+_EVERYWHERE: Final = {4: "0.0.0.0", 6: "::"}
+_PORTS: Final = (80, 443, 8080, 9, 7, 4005, 50051)
+_USERS: Final = (0, 65534, 65533, 4005, 50051)
+# Seconds for a connection, or for the kernel to show it.
+_PATIENCE: Final = 3.0
+_POLL: Final = 0.01
+_IP_TRANSPARENT: Final = 19
+_IPV6_TRANSPARENT: Final = 75
+_SO_ORIGINAL_DST: Final = 80
+
+T = TypeVar("T")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at. What is not fine says what to do about it."""
+
+    fine: bool
+    text: str
+
+
+def check(loaded: Loaded, selection: Selection) -> list[Finding]:
+    """Everything that `fastmesh intercept check` looks at, in its order; it ends where going on makes no
+    sense. Raises InterceptError when it cannot even begin."""
+    return inside(selection.netns, lambda place: list(_findings(place, loaded, selection)))
+
+
+def _findings(place: Place, loaded: Loaded, selection: Selection) -> Iterator[Finding]:
+    programs.require_privilege()
+    plan = make_plan(loaded, selection)
+    tools = ["nft", *(["ip"] if plan.method == "tproxy" else [])]
+    for tool in tools:
+        if programs.find(tool) is None:
+            package = programs.PACKAGES[tool]
+            yield Finding(
+                False, f"there is no program {tool}; install it (on Debian: apt-get install {package})"
+            )
+            return
+    for path in plan.cgroup_numbers:
+        cgroups.expose(path)
+        break
+    try:
+        nft.load(place, ruleset.transaction(plan), dry=True)
+    except InterceptError as error:
+        yield Finding(False, str(error))
+        return
+    yield Finding(True, f"{', '.join(tools)} and the kernel have what {plan.method} needs")
+    found = apply.read(place, plan.table)
+    if found is None:
+        yield Finding(False, f"no rules are in force in {place.words}; run `fastmesh intercept up`")
+        return
+    if found.plan is not None and found.plan.owner != plan.owner:
+        yield Finding(False, f"the rules in force are for {found.plan.for_whom()}, not for {loaded.name}")
+        return
+    wrong = words.warnings(found)
+    if found.plan is not None and found.plan != plan:
+        wrong.append(
+            f"{loaded.name} says something else than what is in force; run `fastmesh intercept up` again"
+        )
+    yield from (Finding(False, text) for text in wrong)
+    if not wrong:
+        yield Finding(True, "rules are in force, as `up` made them")
+    yield from _proof(place, found.plan or plan)
+
+
+# -- connections ---------------------------------------------------------------------------------------
+
+
+def _proof(place: Place, plan: Plan) -> Iterator[Finding]:
+    served = _is_served(plan)
+    with ExitStack() as stack:
+        try:
+            other = stack.enter_context(_other_host(place, plan))
+        except InterceptError as error:
+            yield Finding(False, f"nothing can be proven: {error}")
+            return
+        for family in other.addresses:
+            ours, theirs = other.addresses[family]
+            if plan.outgoing is not None:
+                port = plan.outgoing.port4 if family == 4 else plan.outgoing.port6
+                target = (theirs, _free_port(plan))
+                asked = _Asked(plan, family, "outgoing", target, _LOOPBACK[family], port)
+                yield _probed(place, asked, partial(_application, plan, *target), served)
+            if plan.incoming is not None:
+                port = plan.incoming.port4 if family == 4 else plan.incoming.port6
+                target = (ours, plan.incoming.ports[0])
+                asked = _Asked(plan, family, "incoming", target, _EVERYWHERE[family], port)
+                yield _probed(place, asked, partial(other.dial, *target), served)
+    if not served:
+        yield Finding(
+            False,
+            "the sidecar does not run: a listener of this check took its place, and until `fastmesh serve` "
+            "runs connections are refused",
+        )
+
+
+def _is_served(plan: Plan) -> bool:
+    """Whether somebody listens where the sidecar should."""
+    ports = own_ports(plan)
+    return any(one.state == LISTENING and one.port in ports for one in sockets())
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """One probe: where the connection goes, and where it must arrive."""
+
+    plan: Plan
+    family: int
+    direction: str
+    target: tuple[str, int]
+    host: str
+    port: int
+
+    @property
+    def words(self) -> str:
+        host = f"[{self.target[0]}]" if self.family == 6 else self.target[0]
+        return f"{self.direction} IPv{self.family}: a connection to {host}:{self.target[1]}"
+
+    @property
+    def listener(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.family == 6 else f"{self.host}:{self.port}"
+
+
+def _probed(place: Place, asked: _Asked, dial: Callable[[], _Connection], served: bool) -> Finding:
+    before = _counted(place, asked)
+    own = _own_listener(asked)
+    try:
+        with dial() as connection:
+            if connection.error:
+                return _not_there(place, asked, before, own is None, os.strerror(connection.error).lower())
+            if own is not None:
+                return _seen_by_ourselves(asked, own, connection, served)
+            if _shown_by_kernel(asked, connection) and _counted(place, asked) > before:
+                return Finding(True, f"{asked.words} arrived at {asked.listener}{_whose(asked.port)}")
+            return _not_there(place, asked, before, True, "it arrived somewhere else")
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        return Finding(False, f"{asked.words} cannot be made ({why}); run this as root")
+    finally:
+        if own is not None:
+            own.close()
+
+
+def _seen_by_ourselves(asked: _Asked, own: socket.socket, connection: _Connection, served: bool) -> Finding:
+    """The sidecar is not there, at least not at this address."""
+    own.settimeout(_PATIENCE)
+    try:
+        arrived, peer = own.accept()
+    except TimeoutError:
+        return Finding(False, f"{asked.words} arrived somewhere else than at {asked.listener}; {_LOOK}")
+    with arrived:
+        going = _destination(arrived, asked.plan.method)
+    if going != asked.target or tuple(peer[:2]) != connection.address:
+        return Finding(False, f"{asked.words} arrived at {asked.listener} as one to {going}; {_LOOK}")
+    if served:
+        return Finding(
+            False,
+            f"{asked.words} arrives at {asked.listener}, where the sidecar does not listen, and would be "
+            "refused; "
+            f'give it a transparent listener there (bind: "{asked.listener}")',
+        )
+    return Finding(True, f"{asked.words} arrived at {asked.listener}, with its destination")
+
+
+_LOOK: Final = "look for rules of others that come first (`nft list ruleset`, `iptables-save`)"
+
+
+def _not_there(place: Place, asked: _Asked, before: int, listening: bool, why: str) -> Finding:
+    if _counted(place, asked) == before:
+        return Finding(False, f"{asked.words} was not taken over ({why}); {_LOOK}")
+    if asked.plan.method == "tproxy" and listening:
+        hint = "its listener must be transparent (IP_TRANSPARENT, which needs CAP_NET_ADMIN or CAP_NET_RAW)"
+    else:
+        hint = f"look for a firewall that keeps it from port {asked.port} (`nft list ruleset`)"
+    return Finding(
+        False, f"{asked.words} was taken over and did not arrive at {asked.listener} ({why}); {hint}"
+    )
+
+
+def _own_listener(asked: _Asked) -> socket.socket | None:
+    """A listener where the proxy's belongs; None where somebody listens."""
+    sock = _socket(asked.family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if asked.family == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if asked.plan.method == "tproxy":
+            level, option = (
+                (socket.SOL_IP, _IP_TRANSPARENT)
+                if asked.family == 4
+                else (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT)
+            )
+            sock.setsockopt(level, option, 1)
+        sock.bind((asked.host, asked.port))
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise InterceptError(
+            f"cannot listen on {asked.listener}: {(error.strerror or '').lower()}; run this as root"
+        ) from None
+    return sock
+
+
+def _shown_by_kernel(asked: _Asked, connection: _Connection) -> bool:
+    """Whether the other end of a connection is a socket here, at the proxy's port."""
+    wanted = asked.target if asked.plan.method == "tproxy" else None
+    end = time.monotonic() + _PATIENCE
+    while True:
+        for one in sockets():
+            if one.peer == connection.address and one.state != LISTENING:
+                if wanted is None and one.port == asked.port:
+                    return True
+                if wanted == (one.host, one.port):
+                    return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(_POLL)
+
+
+def _whose(port: int) -> str:
+    """Who listens there, for the end of a sentence."""
+    inodes = {one.inode for one in sockets() if one.state == LISTENING and one.port == port}
+    found = owner(inodes)
+    return "" if found is None else f", the listener of process {found[0]} ({found[1]})"
+
+
+def _destination(sock: socket.socket, method: str) -> tuple[str, int]:
+    """Where an accepted connection was going."""
+    if method == "tproxy":
+        host, port = sock.getsockname()[:2]
+        return host, port
+    if sock.family == socket.AF_INET:
+        data = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16)
+        return str(ipaddress.ip_address(data[4:8])), int(struct.unpack("!H", data[2:4])[0])
+    data = sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
+    return str(ipaddress.ip_address(data[8:24])), int(struct.unpack("!H", data[2:4])[0])
+
+
+def _counted(place: Place, asked: _Asked) -> int:
+    return ruleset.counted(nft.chain(place, asked.plan.table, asked.direction) or []).get(asked.direction, 0)
+
+
+class _Connection:
+    """A connection that was asked for: `address` is its own end, `error` why there is none."""
+
+    def __init__(self, address: tuple[str, int] | None, error: int, close: Callable[[], None]) -> None:
+        self.address, self.error, self._close = address, error, close
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+def _application(plan: Plan, host: str, port: int) -> _Connection:
+    """A connection as the selected application makes them."""
+    if plan.cgroup is None:
+        return _dialled(plan, host, port, "", lambda: None)
+    directory = f"{cgroups.mount_of(plan.cgroup)}/{plan.cgroup}"
+    try:
+        return _dialled(plan, host, port, directory, lambda: None)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+    # One that hands controllers down to others takes no processes itself (cgroups(7)).
+    below = f"{directory}/fastmesh-probe-{os.getpid()}"
+    os.mkdir(below)
+    try:
+        return _dialled(plan, host, port, below, partial(os.rmdir, below))
+    except BaseException:
+        os.rmdir(below)
+        raise
+
+
+def _dialled(plan: Plan, host: str, port: int, cgroup: str, clean: Callable[[], None]) -> _Connection:
+    """The connection of a process in the directory of a cgroup. OSError if it cannot get there."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-I", "-S", os.path.join(os.path.dirname(__file__), "dial.py")),
+            *(host, str(port), str(_user(plan)), cgroup and f"{cgroup}/cgroup.procs"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="ascii",
+    )
+    assert process.stdout is not None
+    first, _, second = process.stdout.readline().strip().partition(" ")
+
+    def close() -> None:
+        process.communicate()
+        clean()
+
+    if first in ("", "unable"):
+        process.communicate()
+        number = int(second or errno.EIO)
+        raise OSError(number, os.strerror(number))
+    if first == "error":
+        return _Connection(None, int(second), close)
+    return _Connection((first, int(second)), 0, close)
+
+
+def _user(plan: Plan) -> int:
+    """Somebody whose connections are taken."""
+    if plan.uid is not None:
+        return plan.uid
+    never = {*plan.exempt_uids, *(plan.outgoing.exclude_uids if plan.outgoing is not None else [])}
+    return next((uid for uid in _USERS if uid not in never), _USERS[0])
+
+
+def _free_port(plan: Plan) -> int:
+    """A port to which connections are taken."""
+    assert plan.outgoing is not None
+    never = set(plan.outgoing.exclude_ports)
+    return next((port for port in (*plan.outgoing.ports, *_PORTS) if port not in never), _PORTS[0])
+
+
+def _socket(family: int) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM)
+
+
+# -- the other host --------------------------------------------------------------------------------------
+
+
+class _OtherHost:
+    """The other end of the virtual cable. `addresses`: ours and its own, by version of IP."""
+
+    def __init__(self, thread: ThreadPoolExecutor, addresses: dict[int, tuple[str, str]]) -> None:
+        self._thread = thread
+        self.addresses = addresses
+
+    def dial(self, host: str, port: int) -> _Connection:
+        """A connection from there."""
+
+        def connect() -> _Connection:
+            sock = _socket(6 if ":" in host else 4)
+            sock.settimeout(_PATIENCE)
+            try:
+                sock.connect((host, port))
+            except OSError as error:
+                sock.close()
+                return _Connection(None, error.errno or errno.ETIMEDOUT, lambda: None)
+            address = sock.getsockname()
+            return _Connection((address[0], address[1]), 0, sock.close)
+
+        return self._thread.submit(connect).result()
+
+
+@contextmanager
+def _other_host(place: Place, plan: Plan) -> Iterator[_OtherHost]:
+    here = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+    addresses = _addresses(plan)
+    with ThreadPoolExecutor(1) as thread:
+
+        def there(work: Callable[[], T]) -> T:
+            return thread.submit(work).result()
+
+        try:
+            there(new_network)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise InterceptError(
+                f"a second host cannot be made ({why}); run this as root (CAP_SYS_ADMIN)"
+            ) from None
+        there(lambda: _ip(place, f"link add {_INTERFACE} type veth peer name {_INTERFACE} netns {here}"))
+        try:
+            for mine, end in ((True, 0), (False, 1)):
+                for family, pair in addresses.items():
+                    bits, nodad = (30, "") if family == 4 else (126, " nodad")
+                    command = f"addr add {pair[end]}/{bits} dev {_INTERFACE}{nodad}"
+                    _ip(place, command) if mine else there(partial(_ip, place, command))
+            _ip(place, f"link set {_INTERFACE} up")
+            there(lambda: _ip(place, f"link set {_INTERFACE} up"))
+            yield _OtherHost(thread, addresses)
+        finally:
+            # With the namespace of the thread it would go by itself, but some time later.
+            there(lambda: _ip(place, f"link delete {_INTERFACE}"))
+
+
+def _addresses(plan: Plan) -> dict[int, tuple[str, str]]:
+    """Our address and the other one, of networks in which nothing is excluded."""
+    cidrs = [*(plan.outgoing.exclude_cidrs if plan.outgoing is not None else [])]
+    cidrs += plan.incoming.exclude_cidrs if plan.incoming is not None else []
+    excluded = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    out = {}
+    for family in (4, 6) if _has_ipv6() else (4,):
+        for text in _NETWORKS[family]:
+            network = ipaddress.ip_network(text)
+            if not any(one.version == network.version and one.overlaps(network) for one in excluded):
+                out[family] = (str(network[1]), str(network[2]))
+                break
+    if not out:
+        raise InterceptError("every address is excluded by exclude_cidrs; take less out")
+    return out
+
+
+def _has_ipv6() -> bool:
+    try:
+        with open("/proc/sys/net/ipv6/conf/lo/disable_ipv6", encoding="ascii") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False
+
+
+def _ip(place: Place, command: str) -> None:
+    done = programs.run(place, "ip", *command.split())
+    if done.returncode:
+        why = done.stderr.strip() or f"exit code {done.returncode}"
+        hint = (
+            "another check that runs at the same time has it"
+            if "File exists" in why
+            else ("the kernel needs virtual interfaces (modprobe veth), and this root")
+        )
+        raise InterceptError(f"`ip {command}` failed: {why}; {hint}")

@@ -1,0 +1,175 @@
+"""`fastmesh intercept check`: it proves what works, and finds what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from kit.intercept import IN, OUT, Host, configuration, intercept, take_over
+
+from fastmesh.config import load
+from fastmesh.host.intercept import Selection
+from fastmesh.host.intercept.probe import Finding, check
+
+Hosts = tuple[Host, Host]
+ALL = "outbound: {}, inbound: {ports: [8080]}"
+both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
+NO_SIDECAR = (
+    "the sidecar does not run: a listener of this check took its place, and until `fastmesh serve` runs "
+    "connections are refused"
+)
+
+
+def checked(config: Path, host: Host, uid: int | None = None) -> tuple[list[str], list[str]]:
+    """What is fine, and what is not."""
+    before = host.state()
+    found: list[Finding] = check(load(config), Selection(netns=host.name, uid=uid))
+    assert host.state() == before
+    return [one.text for one in found if one.fine], [one.text for one in found if not one.fine]
+
+
+@contextmanager
+def listening(host: Host, *, transparent: bool = False, families: str = "46") -> Iterator[None]:
+    """Somebody listens where the sidecar should."""
+    with ExitStack() as stack:
+        for family in families:
+            out, inside = {"4": ("127.0.0.1", "0.0.0.0"), "6": ("::1", "::")}[family]
+            stack.enter_context(host.listen(out, OUT, transparent=transparent))
+            stack.enter_context(host.listen(inside, IN, transparent=transparent))
+        yield
+
+
+@both_methods
+@pytest.mark.parametrize("uid", [None, 4711])
+def test_without_a_sidecar(hosts: Hosts, tmp_path: Path, method: str, uid: int | None) -> None:
+    """The check takes its place, and sees where connections were going."""
+    config = configuration(tmp_path, f"{{method: {method}, {ALL}}}")
+    take_over(config, hosts[0], uid=uid)
+    fine, wrong = checked(config, hosts[0], uid)
+    assert wrong == [NO_SIDECAR]
+    assert fine == [
+        f"{'nft' if method == 'redirect' else 'nft, ip'} and the kernel have what {method} needs",
+        "rules are in force, as `up` made them",
+        f"outgoing IPv4: a connection to 192.0.2.2:80 arrived at 127.0.0.1:{OUT}, with its destination",
+        f"incoming IPv4: a connection to 192.0.2.1:8080 arrived at 0.0.0.0:{IN}, with its destination",
+        f"outgoing IPv6: a connection to [2001:db8:fa5::2]:80 arrived at [::1]:{OUT}, with its destination",
+        f"incoming IPv6: a connection to [2001:db8:fa5::1]:8080 arrived at [::]:{IN}, with its destination",
+    ]
+
+
+@both_methods
+def test_with_a_listener(hosts: Hosts, tmp_path: Path, method: str) -> None:
+    config = configuration(tmp_path, f"{{method: {method}, {ALL}}}")
+    take_over(config, hosts[0])
+    with listening(hosts[0], transparent=method == "tproxy"):
+        fine, wrong = checked(config, hosts[0])
+        assert wrong == []
+        assert len(fine) == 6
+        assert all(", the listener of process " in text for text in fine[2:])
+        assert intercept("check", "-c", config, "--netns", hosts[0].name).stdout.count("ok   ") == 6
+
+
+def test_a_listener_that_is_not_transparent(hosts: Hosts, tmp_path: Path) -> None:
+    config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
+    take_over(config, hosts[0])
+    with listening(hosts[0]):
+        _, wrong = checked(config, hosts[0])
+    assert len(wrong) == 4
+    assert all(
+        "was taken over and did not arrive" in text and "must be transparent (IP_TRANSPARENT" in text
+        for text in wrong
+    )
+
+
+def test_a_listener_for_ipv4_alone(hosts: Hosts, tmp_path: Path) -> None:
+    config = configuration(tmp_path, f"{{{ALL}}}")
+    take_over(config, hosts[0])
+    with listening(hosts[0], families="4"):
+        fine, wrong = checked(config, hosts[0])
+    assert len(fine) == 4
+    assert [text.rpartition("; ")[2] for text in wrong] == [
+        f'give it a transparent listener there (bind: "[{host}]:{port}")'
+        for host, port in (("::1", OUT), ("::", IN))
+    ]
+
+
+def test_rules_of_others_come_first(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, f"{{{ALL}}}")
+    take_over(config, app)
+    app.sh("nft add table inet other")
+    app.sh("nft add chain inet other o { type nat hook output priority -150 ; }")
+    app.sh("nft add rule inet other o tcp dport 80 redirect to :81")
+    _, wrong = checked(config, app)
+    assert len(wrong) == 3
+    assert all(
+        f"IPv{family}" in text and "was not taken over" in text
+        for family, text in zip("46", wrong[:2], strict=True)
+    )
+
+
+def test_a_firewall(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, f"{{{ALL}}}")
+    take_over(config, app)
+    app.sh("nft add table inet other")
+    app.sh("nft add chain inet other i { type filter hook input priority 0 ; }")
+    app.sh(f"nft add rule inet other i tcp dport {IN} reject with tcp reset")
+    _, wrong = checked(config, app)
+    assert [text.partition(":")[0] for text in wrong[:-1]] == ["incoming IPv4", "incoming IPv6"]
+    assert all(f"look for a firewall that keeps it from port {IN}" in text for text in wrong[:-1])
+
+
+def test_nothing_is_in_force(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, f"{{{ALL}}}")
+    done = intercept("check", "-c", config, "--netns", app.name, check=False)
+    assert done.returncode == 1
+    assert done.stdout == (
+        "ok   nft and the kernel have what redirect needs\n"
+        f"FAIL no rules are in force in network namespace {app.name}; run `fastmesh intercept up`\n"
+    )
+    other = configuration(tmp_path, f"{{{ALL}}}", name="b")
+    take_over(other, app)
+    _, wrong = checked(config, app)
+    assert wrong == [f"the rules in force are for svc-b ({other}), not for {config}"]
+
+
+def test_changed_by_hand(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, "{outbound: {}}")
+    take_over(config, app)
+    app.sh("nft insert rule inet fastmesh outgoing ip daddr 192.0.2.0/24 return")
+    _, wrong = checked(config, app)
+    assert wrong[0].startswith("rules were changed by hand since `up`")
+    assert wrong[1].startswith(
+        "outgoing IPv4: a connection to 192.0.2.2:80 was not taken over (connection refused)"
+    )
+    assert len(wrong) == 3
+
+
+def test_exclusions_are_walked_around(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    exclude = "exclude_cidrs: [192.0.2.0/24, '2001:db8::/32'], exclude_ports: [80, 443], exclude_uids: [0]"
+    config = configuration(tmp_path, f"{{outbound: {{{exclude}}}}}")
+    take_over(config, app)
+    fine, wrong = checked(config, app)
+    assert wrong == [NO_SIDECAR]
+    assert fine[2:] == [
+        f"outgoing IPv4: a connection to 198.51.100.2:8080 arrived at 127.0.0.1:{OUT}, with its destination",
+        f"outgoing IPv6: a connection to [3fff:fa5::2]:8080 arrived at [::1]:{OUT}, with its destination",
+    ]
+
+
+def test_without_ipv6(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    app.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+    config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
+    before = app.state()
+    take_over(config, app)
+    fine, wrong = checked(config, app)
+    assert (len(fine), wrong) == (4, [NO_SIDECAR])
+    intercept("down", "--netns", app.name)
+    assert app.state() == before

@@ -1,0 +1,293 @@
+"""`fastmesh intercept` as people use it: what it says, what it refuses, and that nothing is half done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kit.intercept import IN, OUT, Host, configuration, intercept, leave_alone, take_over
+
+from fastmesh.config import load
+from fastmesh.host.intercept import InterceptError, Selection, rules_in_force
+
+Hosts = tuple[Host, Host]
+ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
+both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
+
+
+def refused(*arguments: object, code: int = 1, **options: object) -> str:
+    """What a command says that cannot be done."""
+    done = intercept(*arguments, check=False, **options)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+@both_methods
+def test_up_show_down(hosts: Hosts, tmp_path: Path, method: str) -> None:
+    app, _ = hosts
+    before = app.state()
+    config = configuration(tmp_path, f"{{method: {method}, {ALL}}}")
+    netns = ("--netns", app.name)
+    assert (
+        intercept("up", "-c", config, *netns).stdout
+        == f"traffic of everybody is taken over as {config} says\n"
+    )
+    state = app.state()
+    again = intercept("up", "-c", config, *netns)
+    assert again.stderr.splitlines() == [
+        "note: it is in force already, and nothing has been changed",
+        f'note: outgoing IPv6 is refused, for there is no listener for it; add one (bind: "[::1]:{OUT}")',
+        f'note: incoming IPv6 is refused, for there is no listener for it; add one (bind: "[::]:{IN}")',
+    ]
+    assert app.state() == state
+    shown = intercept("show", "-c", config, *netns)
+    assert shown.stderr == ""
+    lines = shown.stdout.splitlines()
+    assert (
+        lines[0] == f"traffic of everybody in network namespace {app.name} is taken over for svc-a ({config})"
+    )
+    for line in (
+        f"  outgoing  TCP to any port goes to 127.0.0.1:{OUT} and [::1]:{OUT}",
+        "            not to port 22",
+        f"  incoming  TCP from other hosts for port 8080 goes to port {IN}",
+        "  never     what leaves from sockets with mark 0x0fa5",
+        "  taken     connections since `up`: 0 outgoing, 0 incoming",
+    ):
+        assert line in lines
+    config.unlink()
+    assert intercept("down", *netns).stdout == "traffic of everybody is left alone\n"
+    assert app.state() == before
+    assert intercept("down", *netns).stdout == "traffic of everybody is left alone: nothing was in force\n"
+    nothing = "nothing is in force; `fastmesh intercept up` takes traffic over\n"
+    assert refused("show", *netns) == nothing
+    assert app.state() == before
+
+
+@both_methods
+def test_changed_by_hand(hosts: Hosts, tmp_path: Path, method: str) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, f"{{method: {method}, {ALL}}}")
+    take_over(config, app)
+    whole = app.sh("nft list ruleset")
+    changes = [
+        "flush chain inet fastmesh outgoing",
+        "insert rule inet fastmesh outgoing tcp dport 81 return",
+        "add rule inet fastmesh incoming accept",
+        "add chain inet fastmesh mine",
+        "delete chain inet fastmesh outgoing",
+        "flush chain inet fastmesh about",
+        "flush table inet fastmesh",
+    ]
+    for change in changes:
+        app.sh(f"nft {change}")
+        assert warnings(app) == [
+            "rules were changed by hand since `up` (`nft list table inet fastmesh` shows them); run "
+            "`fastmesh intercept up` again to restore them"
+        ]
+        assert take_over(config, app) == ["rules had been changed by hand since `up`: they are restored"]
+        assert uncounted(app.sh("nft list ruleset")) == uncounted(whole)
+    app.sh("nft delete table inet fastmesh")
+    assert take_over(config, app) == []
+    assert uncounted(app.sh("nft list ruleset")) == uncounted(whole)
+
+
+def warnings(host: Host) -> list[str]:
+    """What `show` warns of."""
+    shown = intercept("show", "--netns", host.name, check=False)
+    assert shown.returncode == 1
+    return [line.removeprefix("warning: ") for line in shown.stderr.splitlines()]
+
+
+def uncounted(text: str) -> list[str]:
+    return [line.partition("counter ")[0] for line in text.splitlines()]
+
+
+def test_routes_changed_by_hand(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    before = app.state()
+    config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
+    take_over(config, app)
+    whole = [app.sh(f"ip {family} rule") for family in ("-4", "-6")]
+    table = app.sh("ip -4 rule").partition("fwmark ")[2].split()[2]
+    for change in (
+        f"-4 rule del lookup {table}",
+        f"-6 route flush table {table}",
+        f"-4 rule add from 10.9.9.9 lookup {table}",
+    ):
+        app.sh(f"ip {change}")
+        warning = "policy routes that tproxy needs are missing or changed; run `fastmesh intercept up` again"
+        assert warnings(app) == [f"{warning} to restore them"]
+        assert take_over(config, app) == [
+            "policy routes had been changed by hand since `up`: they are restored"
+        ]
+        assert [app.sh(f"ip {family} rule") for family in ("-4", "-6")] == whole
+    leave_alone(app)
+    assert app.state() == before
+
+
+def test_the_configuration_has_changed(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    before = app.state()
+    config = configuration(tmp_path, "{method: tproxy, outbound: {}, inbound: {ports: [8080]}}")
+    take_over(config, app)
+    configuration(tmp_path, "{outbound: {ports: [80]}}")
+    shown = intercept("show", "-c", config, "--netns", app.name, check=False)
+    assert (
+        shown.stderr == f"warning: {config} says something else by now; run `fastmesh intercept up` again\n"
+    )
+    remark = ["what was in force before for this selection has been replaced"]
+    assert take_over(config, app) == remark
+    # Routes of the other method are gone.
+    assert app.sh("ip -4 rule").count("\n") == 3
+    configuration(tmp_path, "{method: tproxy, outbound: {}}")
+    assert take_over(config, app) == remark
+    leave_alone(app)
+    assert app.state() == before
+
+
+def test_one_selection_has_one_sidecar(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    one = configuration(tmp_path, f"{{{ALL}}}", name="a")
+    other = configuration(tmp_path, "{outbound: {}}", name="b", out=15021, inside=15026)
+    take_over(one, app)
+    state = app.state()
+    netns = ("--netns", app.name)
+    assert refused("up", "-c", other, *netns) == (
+        f"error: traffic of everybody in network namespace {app.name} is taken over already for svc-a "
+        f"({one}): one selection has one sidecar; run `fastmesh intercept down` for it first, or select by "
+        "another user, cgroup or namespace\n"
+    )
+    assert refused("down", "-c", other, *netns) == (
+        f"error: traffic of everybody in network namespace {app.name} is taken over for svc-a ({one}), not "
+        f"for {other}; give that file with -c, or none to remove it whosever it is\n"
+    )
+    assert app.state() == state
+    intercept("up", "-c", other, *netns, "--uid", "nobody")
+    intercept("down", "-c", one, *netns)
+    assert rules_in_force(Selection(netns=app.name)) is None
+    plan = rules_in_force(Selection(netns=app.name, uid=65534))
+    assert plan is not None
+    assert plan.workload == "svc-b"
+
+
+def test_a_port_that_is_taken(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, "{outbound: {}}")
+    before = app.state()
+    with app.listen("127.0.0.1", OUT):
+        said = refused("up", "-c", config, "--netns", app.name)
+    name = Path(f"/proc/{os.getpid()}/comm").read_text().strip()
+    assert said == (
+        f"error: port {OUT} in network namespace {app.name} is taken by process {name} ({os.getpid()}), "
+        "which is no sidecar and would get the traffic; stop it, or give the listener another port\n"
+    )
+    assert app.state() == before
+
+
+def test_no_such_namespace(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, "{outbound: {}}")
+    gone = "if it has vanished, its rules went with it and nothing is left to remove"
+    assert gone in refused("up", "-c", config, "--netns", "fm-intercept-nowhere")
+    assert gone in refused("down", "--netns", "4194305")
+    # A name that is left over without its namespace.
+    left = Path("/run/netns", f"{app.name}-left")
+    left.touch()
+    try:
+        assert "has vanished: its file is there, but no namespace behind it" in refused(
+            "show", "--netns", left.name
+        )
+    finally:
+        left.unlink()
+
+
+def test_a_namespace_by_its_process(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, "{outbound: {}}")
+    with subprocess.Popen(["ip", "netns", "exec", app.name, "cat"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        # `ip` becomes cat once it is there.
+        path = Path(f"/proc/{process.pid}/comm")
+        while path.read_text() != "cat\n":
+            assert process.poll() is None
+        intercept("up", "-c", config, "--netns", process.pid)
+        process.stdin.close()
+    assert rules_in_force(Selection(netns=app.name)) is not None
+    leave_alone(app)
+
+
+def test_programs_that_are_missing(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, _ = hosts
+    config = load(configuration(tmp_path, "{method: tproxy, outbound: {}}"))
+    before = app.state()
+    from fastmesh.host.intercept import programs, up
+
+    found = programs.find
+    for missing, package in (("nft", "nftables"), ("ip", "iproute2")):
+        monkeypatch.setattr(programs, "find", lambda name, no=missing: None if name == no else found(name))
+        with pytest.raises(InterceptError, match=rf"no program {missing} here.*apt-get install {package}\)$"):
+            up(config, Selection(netns=app.name))
+        monkeypatch.setattr(programs, "find", found)
+        assert app.state() == before
+
+
+def test_without_privilege(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    config = configuration(tmp_path, "{outbound: {}}")
+    before = app.state()
+    code = "from fastmesh.cli import main; main()"
+    drop = "import ctypes; [ctypes.CDLL(None).prctl(24, n, 0, 0, 0) for n in (12, 21)]"
+    for arguments in (("up", "-c", config), ("down",), ("show",), ("check", "-c", config)):
+        inner = f"import os, sys; {drop}; os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+        command = [sys.executable, "-c", inner, code, "intercept", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            "error: not permitted: this needs CAP_NET_ADMIN; run it as root, or give the container "
+            "NET_ADMIN\n"
+        )
+    assert app.state() == before
+
+
+def test_loopback_is_down(hosts: Hosts, tmp_path: Path) -> None:
+    app, _ = hosts
+    app.sh("ip link set lo down")
+    said = refused("up", "-c", configuration(tmp_path, "{outbound: {}}"), "--netns", app.name)
+    assert said.endswith("is down, and traffic is handed over on it; run `ip link set lo up` there\n")
+
+
+def test_bad_usage(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "{outbound: {}}")
+    assert "there is no user no-such-user on this host" in refused(
+        "up", "-c", config, "--uid", "no-such-user"
+    )
+    assert "two selections" in refused("up", "-c", config, "--uid", 1, "--cgroup", "a")
+    assert "does not exist" in refused("up", "-c", tmp_path / "nothing.yaml", code=2)
+    config.write_text("listeners: []\n")
+    assert "an empty list" in refused("check", "-c", config, code=2)
+
+
+def test_a_rule_that_the_kernel_refuses(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The routes that were made for it go again."""
+    app, _ = hosts
+    config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
+    before = app.state()
+    from fastmesh.host.intercept import nft, ruleset
+
+    transaction = ruleset.transaction
+    monkeypatch.setattr(
+        ruleset, "transaction", lambda plan: f"{transaction(plan)}add rule inet fastmesh no-chain return\n"
+    )
+    with pytest.raises(InterceptError, match="the kernel has not all that the rules need"):
+        take_over(config, app)
+    assert app.state() == before
+    monkeypatch.setattr(nft, "load", lambda place, text, dry=False, load=nft.load: dry or load(place, text))
+    with pytest.raises(InterceptError, match="the kernel has not all that the rules need"):
+        take_over(config, app)
+    assert app.state() == before
