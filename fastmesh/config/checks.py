@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from fastmesh.config.dns_checks import check_dns
 from fastmesh.config.errors import nearest, plain, shown
 from fastmesh.config.health_checks import check_health
 from fastmesh.config.invalid import INVALID, Report
@@ -72,6 +73,7 @@ class _Checks:
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)
+        check_dns(self.config, self.services, self.report)
 
     def identity(self) -> None:
         keys = ("workload", "trust_domain", "pki")
@@ -119,6 +121,16 @@ class _Checks:
                 self.report(("admin",), f"{shown(str(admin))} is a Unix socket, expected host:port or off")
             elif (key := self.key(admin)) is not None:
                 taken[key] = "`admin`"
+        dns = self.config.dns
+        if dns is not None and dns is not INVALID and dns.listen is not INVALID:
+            key = self.key(dns.listen)
+            if key is not None and key in taken:
+                self.report(
+                    ("dns", "listen"),
+                    f"{shown(str(dns.listen))} is the address of `admin` too, expected one of its own",
+                )
+            elif key is not None:
+                taken[key] = "`dns`"
         for index, listener in self.listeners:
             bind = listener.bind
             if bind is INVALID:

@@ -1,10 +1,10 @@
 """The configuration, declared once: every setting with its type, default, bounds and meaning.
 
 The loader, the JSON Schema and the reference page are all derived from these classes and those of
-`schema_health.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is written down anywhere
-else. A field's type says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and
-which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is
-required. Checks that need more than one setting stand in `checks.py`.
+`schema_dns.py`, `schema_health.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is written
+down anywhere else. A field's type says how its text is read (`schema_types.py`, `values.py`), its `Meta` what
+it means and which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field without a
+default is required. Checks that need more than one setting stand in `checks.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from fastmesh.config.schema_dns import Dns
 from fastmesh.config.schema_health import HealthCheck
 from fastmesh.config.schema_rules import ALLOW, DENY, MODE, RULE_LIST, Rule
 from fastmesh.config.schema_tls import ListenerTls, ServiceTls
@@ -461,3 +462,6 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ] = Address("127.0.0.1", 15000)
     telemetry: Annotated[Telemetry, Meta(description="The access log.")] = Telemetry()
+    dns: Annotated[Dns | None, Meta(description="The sidecar's own resolver. Left out: there is none.")] = (
+        None
+    )
