@@ -197,8 +197,8 @@ def test_an_endpoint_that_resolves_to_a_virtual_address(monkeypatch: pytest.Monk
         make_snapshot(config(text))
     (error,) = caught.value.errors
     assert error.message == (
-        "host name 'api.example' is the virtual address 240.77.3.4 to this system, expected an IP address, or "
-        "a name that no service has"
+        "host name 'api.example' is the virtual address 240.77.3.4 to this system, "
+        "expected an IP address, or a name that no service has"
     )
     assert (error.line, error.column) == (4, 29)
 
