@@ -195,6 +195,7 @@ def test_reverse_names(name: str, outcome: str | None) -> None:
         assert zone in ("77.240.in-addr.arpa.", "0.0.0.0.8.6.3.7.5.6.d.6.7.7.d.f.ip6.arpa.")
 
 
+@settings(deadline=None)
 @given(st.ip_addresses())
 @example(ipaddress.ip_address("240.77.0.1"))
 @example(ipaddress.ip_address("fd77:6d65:7368::ffff"))

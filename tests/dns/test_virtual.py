@@ -51,6 +51,7 @@ def test_they_are_what_they_have_always_been() -> None:
     }
 
 
+@settings(deadline=None)
 @given(name_lists, st.randoms(use_true_random=False), st.sampled_from(["10.0.0.0/28", "10.0.0.0/16"]))
 def test_one_each_whatever_the_order(found: list[str], random: Any, network: str) -> None:
     """In a network that is nearly full, too: 14 names for 14 addresses."""
@@ -66,6 +67,7 @@ def test_one_each_whatever_the_order(found: list[str], random: Any, network: str
     assert assign(found, where, {}) == addresses
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), names), max_size=40))
 def test_nothing_moves(steps: list[tuple[bool, str]]) -> None:
     """Names come and go, in a network that makes them meet all the time; those that stay, stay."""
@@ -84,6 +86,7 @@ def test_nothing_moves(steps: list[tuple[bool, str]]) -> None:
         now = after
 
 
+@settings(deadline=None)
 @given(name_lists.filter(bool), names)
 def test_sidecars_with_other_services_agree(found: list[str], other: str) -> None:
     """Of names that are alone at their first hash, whatever else there is."""
@@ -208,7 +211,7 @@ def test_networks_of_a_configuration() -> None:
     assert [str(one) for one in networks(found)] == ["10.9.0.0/16", "fd01::/48"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(16, 30))
 def test_too_small_a_network_is_an_error(length: int) -> None:
     have = 2 ** (32 - length) - 2

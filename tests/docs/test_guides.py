@@ -15,6 +15,7 @@ from fastmesh.config.loader import loads
 GUIDES = {
     "README.md",
     "docs/authorization.md",
+    "docs/dns.md",
     "docs/grpc.md",
     "docs/guide-first-mesh.md",
     "docs/health.md",
@@ -180,6 +181,20 @@ def test_health(tmp_path: Path) -> None:
         )
         _, *names = bash.run(well).splitlines()
         assert sorted(names) == ["one", "one", "two", "two"]
+
+
+def test_dns(tmp_path: Path) -> None:
+    guide = Guide("docs/dns.md")
+    start, ask, change = guide.blocks()
+    (shown,) = guide.blocks("text")
+    with shell(tmp_path) as bash:
+        assert bash.run(start) == "dns.yaml: ok (1 listener, 2 services)\n"
+        assert bash.run(ask) == shown
+        *_, status, gone, address, counted = bash.run(change).splitlines()
+        assert "status: NOERROR" in status
+        assert gone == "status: NXDOMAIN"
+        assert address == shown.splitlines()[0]
+        assert re.fullmatch(r"fastmesh_dns_queries_total\{.*\} [5-9]\.0", counted), counted
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:
