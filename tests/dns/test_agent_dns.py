@@ -258,7 +258,7 @@ def test_a_sidecar(serve: Serve, name_server: Start, tmp_path: Path) -> None:
             "services": {"one": SERVICE},
         }
     )
-    wait_until(lambda: "DNS for 1 services" in proxy.stderr(), "the resolver")
+    wait_until(lambda: "DNS for 1 service is" in proxy.stderr(), "the resolver")
     (one,) = found(ask(port, "one.mesh"))
     services = dict.fromkeys(("two", "one"), SERVICE)
     proxy.reload(services=services)

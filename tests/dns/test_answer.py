@@ -314,7 +314,7 @@ def test_other_operations_are_not_implemented(opcode: int) -> None:
     assert decided.wire[3] & 15 == dns.rcode.NOTIMP
 
 
-QUERY = dns.message.make_query("svc-b", "A").to_wire()
+QUERY = dns.message.make_query("svc-b", "A", id=0x1234).to_wire()
 NAME = b"\x05svc-b\0"
 
 
@@ -444,6 +444,25 @@ def test_types_are_no_letters() -> None:
     other = response_to(forwarded(kind="TYPE97"), 9)
     assert answer.answers(forward, 9, response_to(forward, 9))
     assert not answer.answers(forward, 9, other)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_comes_back(data: Any) -> None:
+    """It is an answer or not, without an exception; of an answer the client gets what it can take."""
+    forward = forwarded(kind=data.draw(st.sampled_from(["A", "TYPE65", "TXT"])))
+    wire = bytearray(response_to(forward, 9) + data.draw(st.binary(max_size=600)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    response = bytes(wire[: data.draw(st.integers(0, len(wire)))])
+    if not answer.answers(forward, 9, response):
+        return
+    assert response[:2] == b"\0\x09"
+    passed = answer.passed_on(forward, response)
+    assert passed[:2] == b"\0\7"
+    assert len(passed) <= forward.size
+    assert answer.is_truncated(passed) or passed[2:] == response[2:]
+    assert answer.rcode_of(passed) == answer.rcode_of(response)
 
 
 @pytest.mark.parametrize("edns", [None, 0])

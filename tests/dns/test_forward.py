@@ -83,9 +83,9 @@ def test_ids_and_ports_are_new_each_time(name_server: Start) -> None:
         await asyncio.gather(*(asking.ask(f"{number}.example") for number in range(40)))
 
     asyncio.run(many())
-    assert len({one.source[1] for one in server.asked}) == 40
+    assert len({one.source[1] for one in server.asked}) > 35
     ids = [one.message.id for one in server.asked]
-    assert len(set(ids)) > 35  # of 65,536, two may meet
+    assert len(set(ids)) > 35  # two may meet
     assert sorted(ids) != ids
 
 

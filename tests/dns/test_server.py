@@ -47,9 +47,10 @@ class Serving:
         servers = [Server(one.host, one.port) for one in upstreams]
         options = {"tries": (0.2, 0.2), "total": 2.0} | options
         self.forwarder = Forwarder(lambda: servers, self.counts, **options)
-        self.server = DnsServer(
-            Server(host, self.port), names_of(web=["240.77.0.1"]), self.forwarder, self.counts
-        )
+        self.said: list[str] = []
+        names = names_of(web=["240.77.0.1"], many=[f"10.0.0.{number}" for number in range(1, 251)])
+        where = Server(host, self.port)
+        self.server = DnsServer(where, names, self.forwarder, self.counts, self.said.append)
         self.loop = asyncio.new_event_loop()
         self.errors: list[Any] = []
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
@@ -336,6 +337,8 @@ def test_a_query_of_its_own_that_comes_back_goes_no_further() -> None:
         serving.forwarder._servers = lambda: [Server(serving.host, serving.port)]
         assert serving.ask("example.com").rcode() == dns.rcode.SERVFAIL
         assert serving.counted() == {("udp", "failed"): 1, ("udp", "loop"): 2}
+        (line,) = serving.said
+        assert line.startswith("warning: what DNS asks name servers comes back to it")
 
 
 def test_out_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +381,7 @@ def start_at(host: str, port: int) -> str:
     names = names_of()
 
     async def start() -> None:
-        server = DnsServer(Server(host, port), names, Forwarder(list, Counts()), Counts())
+        server = DnsServer(Server(host, port), names, Forwarder(list, Counts()), Counts(), print)
         try:
             server.start()
         except OSError:

@@ -82,12 +82,13 @@ class Resolver:
             # Also where it is about to be replaced: the names are right whatever the address.
             self._server.names, self._server.forwarder = names, forwarder
         if self._server is None or self._server.listen != listen:
-            server = DnsServer(listen, names, forwarder, counts)
+            server = DnsServer(listen, names, forwarder, counts, self._say)
             server.start()
             self._give_up()
             self._server = server
             counts.listening = True
-            self._say(f"DNS for {names.services} services is answered on {_text(listen)}")
+            many = "1 service" if names.services == 1 else f"{names.services} services"
+            self._say(f"DNS for {many} is answered on {_text(listen)}")
 
     def _failed(self, snapshot: Mapping[str, Any], why: str) -> None:
         before = self._server and f"; it goes on at {_text(self._server.listen)}"

@@ -38,13 +38,22 @@ Send = Callable[[bytes], Coroutine[Any, Any, None]]
 
 class DnsServer:
     """Answers at `listen`. `names` and `forwarder` may be replaced while it runs: the next query meets the
-    new ones."""
+    new ones. `say` takes lines for the operator."""
 
-    def __init__(self, listen: Server, names: Names, forwarder: Forwarder, counts: Counts) -> None:
+    def __init__(
+        self,
+        listen: Server,
+        names: Names,
+        forwarder: Forwarder,
+        counts: Counts,
+        say: Callable[[str], None],
+    ) -> None:
         self.listen = listen
         self.names = names
         self.forwarder = forwarder
         self._counts = counts
+        self._say = say
+        self._looped = False
         self._udp: socket.socket | None = None
         self._tcp: socket.socket | None = None
         self._connections = 0
@@ -86,7 +95,7 @@ class DnsServer:
             except OSError:
                 return
             if self.forwarder.is_own(source[:2]):
-                self._counts.count(UDP, LOOP)
+                self._loop()
                 continue
             found = decide(wire, self.names, MAX_UDP)
             if isinstance(found, Forward) and self._busy():
@@ -97,6 +106,13 @@ class DnsServer:
             self._counts.count(UDP, found.outcome)
             if found.wire is not None:
                 _answer_to(sock, source, found.wire)
+
+    def _loop(self) -> None:
+        self._counts.count(UDP, LOOP)
+        if not self._looped:
+            self._looped = True
+            what = "what DNS asks name servers comes back to it, and is dropped"
+            self._say(f"warning: {what}: leave the sidecar's own traffic out where port 53 is redirected")
 
     # TCP (RFC 7766)
 
