@@ -8,7 +8,6 @@ from typing import Final
 
 from fastmesh.config.errors import shown
 from fastmesh.config.invalid import INVALID, Report
-from fastmesh.config.positions import Where
 from fastmesh.config.schema import Config, Service
 from fastmesh.config.schema_dns import Dns
 from fastmesh.config.values import Address, format_duration
@@ -100,15 +99,20 @@ def _network(dns: Dns, key: str, version: int, services: int, report: Report) ->
 
 
 def _outside(virtual: Iterable[Network], services: Mapping[str, Service], report: Report) -> None:
-    """Where a service really is can be no virtual address: it would lead back here."""
+    """Where a service really is can be no virtual address: it would lead back here, or to another one."""
     virtual = list(virtual)
     for name, service in services.items():
-        for index, endpoint in enumerate(() if service.endpoints is INVALID else service.endpoints):
-            if endpoint is not INVALID and endpoint.address is not INVALID:
-                where: Where = ("services", name, "endpoints", index)
-                if (network := within(endpoint.address.host, virtual)) is not None:
-                    what = f"{shown(str(endpoint.address))} is in the network of virtual addresses {network}"
-                    report(where, f"{what}, expected where the service really is")
+        endpoints = [] if service.endpoints is INVALID else service.endpoints
+        found = {
+            "endpoints": [one if one is INVALID else one.address for one in endpoints],
+            "addresses": getattr(service, "addresses", None) or [],
+        }
+        for key, addresses in found.items():
+            for index, address in enumerate(() if addresses is INVALID else addresses):
+                network = None if address is INVALID else within(address.host, virtual)
+                if network is not None:
+                    what = f"{shown(str(address))} is in the network of virtual addresses {network}"
+                    report(("services", name, key, index), f"{what}, expected where the service really is")
 
 
 def within(host: str, virtual: Iterable[Network]) -> Network | None:

@@ -155,6 +155,14 @@ def test_a_name_that_does_not_fit_in_the_domain() -> None:
     assert found(reply("4.0.77.240.in-addr.arpa", "PTR")[0]) == [f"{long}."]
 
 
+def test_services_that_nobody_wrote_down_have_no_names() -> None:
+    """Interception makes some for itself."""
+    dns = {"ttl_s": 5, "domain": "mesh", "networks": [], "answers": {"web": [B4]}}
+    names = Names(dns, [{"name": "web", "virtual": [B4, B6]}, {"name": "inbound:8080"}])
+    assert names.services == 1
+    assert reply("inbound:8080.mesh", names=names)[1] == "unknown"
+
+
 # backwards
 
 

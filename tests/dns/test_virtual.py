@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmesh.config import ConfigErrors, make_snapshot
+from fastmesh.config.dns_checks import check_dns
+from fastmesh.config.invalid import INVALID
 from fastmesh.config.loader import loads
 from fastmesh.config.schema import MAX_SERVICES
 from fastmesh.config.values import Address
@@ -176,6 +178,20 @@ def test_own_addresses_are_answered_unless_they_are_shared() -> None:
         "older": list(virtual["older"]),
         "odd": list(virtual["odd"]),
     }
+
+
+def test_own_addresses_are_not_virtual_ones() -> None:
+    reported: list[Any] = []
+    dns_only = config("dns: {listen: '127.0.0.1:53'}\n").config
+    own = [Address("240.77.0.1", 80), INVALID, Address("10.0.0.1", 80), Address(path="/run/x")]
+    found: Any = {
+        "web": SimpleNamespace(endpoints=INVALID, addresses=own),
+        "odd": SimpleNamespace(endpoints=[INVALID], addresses=INVALID),
+    }
+    check_dns(dns_only, found, lambda *report: reported.append(report))
+    ((where, text),) = reported
+    assert where == ("services", "web", "addresses", 0)
+    assert "is in the network of virtual addresses 240.77.0.0/16" in text
 
 
 def test_one_port_of_an_address_each_is_not_shared() -> None:

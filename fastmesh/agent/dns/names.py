@@ -49,6 +49,8 @@ class Names:
         depth = len(self.domain)
         for service in services:
             name = service["name"]
+            if name not in dns["answers"]:  # one that nobody wrote down and nobody can call
+                continue
             addresses = tuple(map(ipaddress.ip_address, dns["answers"][name]))
             bare = labels_of(name)
             self._entries[bare] = Entry(len(bare), True, addresses)
@@ -58,7 +60,7 @@ class Names:
                 self._inner |= {bare[start:] + self.domain for start in range(1, len(bare))}
             for text in service["virtual"]:
                 self._targets[ipaddress.ip_address(text)] = full if len(full) <= MAX_NAME else name
-        self.services = len(services)
+        self.services = len(dns["answers"])
 
     def look_up(self, labels: Labels) -> Entry | None:
         """What is known of a name, in lower case; None: it is of no zone of ours."""
