@@ -1,10 +1,10 @@
 """The configuration, declared once: every setting with its type, default, bounds and meaning.
 
-The loader, the JSON Schema and the reference page are all derived from these classes and those of
-`schema_dns.py`, `schema_health.py`, `schema_rules.py` and `schema_tls.py`; nothing about a setting is written
-down anywhere else. A field's type says how its text is read (`schema_types.py`, `values.py`), its `Meta` what
-it means and which bounds hold (`ge`, `le`, `min_length`; durations in milliseconds). A field without a
-default is required. Checks that need more than one setting stand in `checks.py`.
+The loader, the JSON Schema and the reference page are all derived from these classes and those of the
+modules `schema_*` beside this one; nothing about a setting is written down anywhere else. A field's type
+says how its text is read (`schema_types.py`, `values.py`), its `Meta` what it means and which bounds hold
+(`ge`, `le`, `min_length`; durations in milliseconds). A field without a default is required. Checks that need
+more than one setting stand in `checks.py`.
 """
 
 from __future__ import annotations
