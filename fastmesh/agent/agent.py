@@ -1,7 +1,7 @@
 """The agent's loop: what the supervisor says, what the loader brings, and the admin API beside them.
 
 One thread, plus the access log's own. Every callback of the loop is short; what may block is done elsewhere
-(loading a configuration, writing to a file); health checks wait for endpoints in tasks of their own.
+(loading a configuration, writing to a file); health checks and DNS wait for others in tasks of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastmesh.agent.admin import admin_app
 from fastmesh.agent.detection import DetectionWarnings
+from fastmesh.agent.dns.resolver import Resolver
 from fastmesh.agent.health.checks import HealthChecks
 from fastmesh.agent.rotation import POLL_S, Rotation
 from fastmesh.agent.server import AdminServer
@@ -53,6 +54,7 @@ class Agent:
         self._access_log = AccessLog(area, say)
         self._health = HealthChecks(area, state, say)
         self._detection = DetectionWarnings(area, state, say)
+        self._resolver = Resolver(state, say)
         self._metrics = Metrics(area, state, self._access_log)
         self._server: AdminServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -85,6 +87,7 @@ class Agent:
         self._rotation.close()
         self._configuration.close()
         await self._health.stop()
+        await self._resolver.stop()
         if self._serving is not None:
             await self._serving
         if self._server is not None:
@@ -95,6 +98,7 @@ class Agent:
         """After every event: what follows from what the agent knows now."""
         snapshot = self._state.snapshot
         self._health.follow()
+        self._resolver.follow()
         log = snapshot["access_log"] if snapshot is not None else None
         self._access_log.configure(log["path"] if log is not None else None, self._state.slots)
         loading = self._configuration.loading

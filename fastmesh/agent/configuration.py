@@ -125,6 +125,7 @@ class Configuration:
             "slots": dict(self._state.services()),
             "rule_slots": {"/".join(key): row for *key, row in self._state.rules()},
             "health_slots": health_slots(current) if current else {},
+            "virtual": self._state.virtual(),
             "snapshot": current if parts else None,
             "parts": sorted(parts),
         }

@@ -17,6 +17,7 @@ from fastmesh.host.parts import IDENTITY, blocks, owners, spoken
 from fastmesh.host.secrets import redact
 
 if TYPE_CHECKING:
+    from fastmesh.agent.dns.words import Counts
     from fastmesh.agent.health.tls import CheckTls
 
 ROTATE: Final = {"issuer": "run: fastmesh certs rotate-issuer", "root": "run: fastmesh certs rotate-root"}
@@ -80,6 +81,9 @@ class State:
         self.part_errors: dict[str, str] = {}
         self.renewals = {"succeeded": 0, "failed": 0}
         self.renewal_error = ""
+        # Of the resolver; None as long as there has been none. Why it does not answer; empty when it does.
+        self.dns: Counts | None = None
+        self.dns_error = ""
         self.checked: list[Checked] = []
         self.check_tls: dict[str, CheckTls] = {}
 
@@ -115,6 +119,11 @@ class State:
         if self.snapshot is None:
             return []
         return [(service["name"], service["slot"]) for service in self.snapshot["services"]]
+
+    def virtual(self) -> dict[str, list[str]]:
+        """The virtual addresses of each service of the snapshot that has some."""
+        services = (self.snapshot or {}).get("services", ())
+        return {one["name"]: one["virtual"] for one in services if one.get("virtual")}
 
     def rules(self) -> list[tuple[str, str, str, int]]:
         """The counter rows of rules: (listener or service, its name, rule or default, row)."""
@@ -182,6 +191,8 @@ class State:
                     f"{one.what} " + (f"ends in {span(left)}" if left > 0 else f"is over for {span(-left)}")
                 )
         found += [f"no endpoint of service {name} is healthy: all are used" for name in self.all_unhealthy()]
+        if self.dns_error:
+            found.append(self.dns_error)
         for name, why in self.part_errors.items():
             what = "identity" if name == IDENTITY else f"TLS of {spoken(name)}"
             found.append(f"the {what} on disk is not taken over: {why}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from fastmesh.config.dns_checks import check_dns
 from fastmesh.config.errors import nearest, plain, shown
 from fastmesh.config.health_checks import check_health
 from fastmesh.config.intercept_checks import check_intercept
@@ -76,6 +77,7 @@ class _Checks:
         check_rules(self.listeners, self.services, self.report)
         check_intercept(self.config.intercept, self.listeners, self.report)
         check_transparent(self.config, self.listeners, self.services, self.report)
+        check_dns(self.config, self.services, self.report)
 
     def identity(self) -> None:
         keys = ("workload", "trust_domain", "pki")
@@ -123,6 +125,16 @@ class _Checks:
                 self.report(("admin",), f"{shown(str(admin))} is a Unix socket, expected host:port or off")
             elif (key := self.key(admin)) is not None:
                 taken[key] = "`admin`"
+        dns = self.config.dns
+        if dns is not None and dns is not INVALID and dns.listen is not INVALID:
+            key = self.key(dns.listen)
+            if key is not None and key in taken:
+                self.report(
+                    ("dns", "listen"),
+                    f"{shown(str(dns.listen))} is the address of `admin` too, expected one of its own",
+                )
+            elif key is not None:
+                taken[key] = "`dns`"
         for index, listener in self.listeners:
             bind = listener.bind
             if bind is INVALID:

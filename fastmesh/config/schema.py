@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from fastmesh.config.schema_dns import Dns
 from fastmesh.config.schema_health import HealthCheck
 from fastmesh.config.schema_intercept import Intercept
 from fastmesh.config.schema_rules import ALLOW, DENY, MODE, RULE_LIST, Rule
@@ -510,3 +511,6 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ] = Address("127.0.0.1", 15000)
     telemetry: Annotated[Telemetry, Meta(description="The access log.")] = Telemetry()
+    dns: Annotated[Dns | None, Meta(description="The sidecar's own resolver. Left out: there is none.")] = (
+        None
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import msgspec
 
 from fastmesh.config.checks import located
 from fastmesh.config.cpus import usable_cpus
+from fastmesh.config.dns_checks import virtual_networks, within
 from fastmesh.config.errors import ConfigError, ConfigErrors, shown
 from fastmesh.config.loader import Loaded
 from fastmesh.config.positions import Where
@@ -44,6 +45,7 @@ from fastmesh.config.transparent import (
     transparent,
 )
 from fastmesh.config.values import UNAUTHENTICATED, Address, parse_host_pattern
+from fastmesh.config.virtual import Pair, answered, networks, virtual_addresses
 from fastmesh.host.endpoints import checked, key_of
 from fastmesh.host.secrets import redacted
 
@@ -58,14 +60,15 @@ def make_snapshot(
     *,
     rule_slots: Mapping[str, int] | None = None,
     health_slots: Mapping[str, int] | None = None,
+    virtual: Mapping[str, Sequence[str]] | None = None,
     identity: bool = True,
 ) -> dict[str, Any]:
     """The snapshot of a configuration, as JSON data.
 
     `workers` overrides the file (the command line does). `slots` are the counter rows that services had in
     the snapshot before, by name: they keep them, so that counters survive a reload; `rule_slots` are those of
-    rules, by `listener/NAME/RULE` or `service/NAME/RULE`, and `health_slots` the bytes of checked endpoints,
-    by `NAME/ADDRESS`. Without `identity` none is read.
+    rules, by `listener/NAME/RULE` or `service/NAME/RULE`, `health_slots` the bytes of checked endpoints, by
+    `NAME/ADDRESS`, and `virtual` the virtual addresses that services had. Without `identity` none is read.
 
     Raises `ConfigErrors` when a host name cannot be resolved or too many endpoints are checked,
     `fastmesh.certs.store.PkiError` when the identity cannot be loaded.
@@ -76,6 +79,7 @@ def make_snapshot(
     made = made_services(config)
     names = [*config.services, *made]
     rows = _assign_slots(names, slots or {}, MAX_SERVICES)
+    addresses = virtual_addresses(config, virtual)
     rules = _assign_slots(list(_rule_keys(config)), rule_slots or {}, MAX_RULES)
     listeners = [
         _listener(config, resolver, listener, ("listeners", index), names)
@@ -85,11 +89,16 @@ def make_snapshot(
     ]
     services = [
         _service(config, resolver, name, service, rows[name])
+        | {"virtual": list(addresses.get(name, ()))}
         | (files.service(config, name, service, ("services", name)) if identity else {})
         | _rules(config, "service", name, service, rules)
         for name, service in config.services.items()
     ] + [made_service(name, rows[name]) for name in made]
+    for service in services:
+        if service.get("virtual"):
+            service.setdefault("addresses", []).extend(map(_any_port, service["virtual"]))
     admin = _admin(config, resolver, explicit=loaded.positions.key(("admin",)) is not None)
+    dns = _dns(config, resolver, addresses)
     errors = [*resolver.errors, *files.errors, *_health(loaded, services, health_slots or {})]
     if errors:
         raise ConfigErrors(errors)
@@ -104,10 +113,17 @@ def make_snapshot(
         "admin": admin,
         "access_log": _access_log(loaded),
         **mark(config),
+        "dns": dns,
         "listeners": listeners,
         "services": services,
     }
     return {"number": number, "digest": digest_of(body), **body}
+
+
+def _any_port(host: str) -> dict[str, Any]:
+    """All ports of an address that applications dial."""
+    family = "inet6" if ":" in host else "inet"
+    return {"family": family, "host": host, "port": 0, "path": None, "keep_port": True}
 
 
 def needs_identity(config: Config) -> bool:
@@ -183,6 +199,24 @@ def _admin(config: Config, resolver: _Resolver, explicit: bool) -> dict[str, Any
         return None
     address = resolver.one(config.admin, ("admin",))
     return {"host": address["host"], "port": address["port"], "explicit": explicit}
+
+
+def _dns(config: Config, resolver: _Resolver, virtual: Mapping[str, Pair]) -> dict[str, Any] | None:
+    dns = config.dns
+    if dns is None:
+        return None
+    listen = resolver.one(dns.listen, ("dns", "listen"))
+    upstream = dns.upstream
+    # What tells the kernel that a packet is ours, and not for the sidecar to take.
+    return {
+        "listen": {"host": listen["host"], "port": listen["port"]},
+        "upstream": None if upstream is None else {"host": upstream.host, "port": upstream.port},
+        "domain": dns.domain,
+        "ttl_s": dns.ttl // 1000,
+        "networks": [str(network) for network in networks(dns)],
+        "mark": config.intercept.mark if config.intercept else 0,
+        "answers": answered(config, virtual),
+    }
 
 
 def _access_log(loaded: Loaded) -> dict[str, Any] | None:
@@ -374,6 +408,7 @@ class _Resolver:
         self.loaded = loaded
         self.errors: list[ConfigError] = []
         self.known: dict[str, list[str]] = {}
+        self.virtual = virtual_networks(loaded.config)
 
     def all(self, address: Address, where: Where) -> list[dict[str, Any]]:
         """Every address, IPv4 before IPv6, in an order that does not change with the name server's."""
@@ -393,6 +428,13 @@ class _Resolver:
                     )
                 )
                 return []
+            for host in self.known[address.host]:
+                if within(host, self.virtual) is not None:
+                    place = self.loaded.positions.of(where)
+                    # The system asks this sidecar, or another one, and a service has that name.
+                    what = f"host name {shown(address.host)} is the virtual address {host} to this system"
+                    wanted = "expected an IP address, or a name that no service has"
+                    self.errors.append(ConfigError(self.loaded.name, *place, f"{what}, {wanted}"))
         return [
             {"family": "inet6" if ":" in host else "inet", "host": host, "port": address.port, "path": None}
             | kept

@@ -380,6 +380,22 @@ def parse_host_pattern(text: str) -> str:
     raise ValueError(f"{shown(text)} is not a host, expected {_HOST_EXPECTED}")
 
 
+_DNS_DOMAIN: Final = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?){0,7}"
+_DOMAIN_EXPECTED: Final = "a domain such as mesh or mesh.internal"
+MAX_DOMAIN: Final = 64
+
+
+def parse_dns_domain(text: str) -> str:
+    """A domain that names are put under; short, so that the name of a service fits in front of it."""
+    if len(text) > MAX_DOMAIN:
+        raise ValueError(
+            f"{shown(text)} is {len(text)} characters long, expected a domain of at most {MAX_DOMAIN}"
+        )
+    if re.fullmatch(_DNS_DOMAIN, text) is None or text.rpartition(".")[2].isdigit():
+        raise ValueError(f"{shown(text)} is not a domain, expected {_DOMAIN_EXPECTED}, in lower case")
+    return text
+
+
 def parse_server_name(text: str) -> str:
     """Whom a certificate must be for: one host or IP address."""
     host = parse_host_pattern(f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text)
@@ -510,6 +526,12 @@ HOST_PATTERN: Final = Kind(
     _HOST_EXPECTED,
     parse_host_pattern,
     r"^(\[[0-9A-Fa-f:.]+\]|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_-]{1,63})*\.?)$",
+)
+DNS_DOMAIN: Final = Kind(
+    "domain",
+    _DOMAIN_EXPECTED,
+    parse_dns_domain,
+    rf"^(?=.{{1,{MAX_DOMAIN}}}$)(?!(.*\.)?[0-9]+$){_DNS_DOMAIN}$",
 )
 SERVER_NAME: Final = Kind(
     "host name",

@@ -62,6 +62,7 @@ class Metrics(Collector):
         yield from self._services()
         yield from self._health()
         yield from self._rules()
+        yield from self._dns()
         yield from self._identity()
         yield from self._tls()
         yield from self._log()
@@ -196,6 +197,26 @@ class Metrics(Collector):
             "Decisions of allow and deny rules; default: no rule decided; audit: would have been refused.",
             samples,
         )
+
+    def _dns(self) -> Iterator[Metric]:
+        counts = self._state.dns
+        if counts is None:
+            return
+        yield _gauge("dns_listening", "1 while the resolver answers.", [({}, int(counts.listening))])
+        yield _counter(
+            "dns_queries",
+            "Queries to the resolver, by what became of them.",
+            [
+                ({"transport": transport, "outcome": outcome}, count)
+                for (transport, outcome), count in counts.queries.items()
+            ],
+        )
+        yield _counter(
+            "dns_upstream",
+            "Questions to name servers, by what they came to; mismatch: answers to something else.",
+            [({"result": result}, count) for result, count in counts.asked.items()],
+        )
+        yield _gauge("dns_in_flight", "Queries that wait for name servers.", [({}, counts.in_flight)])
 
     def _identity(self) -> Iterator[Metric]:
         state = self._state

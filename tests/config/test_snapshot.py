@@ -54,6 +54,7 @@ SERVICE_DEFAULTS = {
     "mesh_connections": 1,
     "http2": {"ping_interval_ms": 30_000, "ping_timeout_ms": 10_000},
     "health_check": None,
+    "virtual": [],
 }
 
 
@@ -91,6 +92,7 @@ def test_edge_example() -> None:
         "drain_ms": 30_000,
         "admin": {"host": "127.0.0.1", "port": 15000, "explicit": False},
         "access_log": None,
+        "dns": None,
         "listeners": [
             {
                 "name": "edge",
@@ -246,7 +248,7 @@ def test_what_workers_refuse_is_refused_before_they_get_it(
 ) -> None:
     """Whatever Python's TLS lets pass: a snapshot that no worker can start with must not come into use."""
     request = {"config": str(mesh / "mesh-b.yaml"), "number": 1, "digest": None, "workers": 1}
-    request |= {"slots": {}, "rule_slots": {}, "health_slots": {}}
+    request |= {"slots": {}, "rule_slots": {}, "health_slots": {}, "virtual": {}}
     assert json.loads(load_request(request))["type"] == "snapshot"
     monkeypatch.setattr(store, "read_revoked", lambda text, where: ("ff" * 21,))
     answer = json.loads(load_request(request))
@@ -377,6 +379,7 @@ services:
         *[6, 7, 0, 8, "off", "http2", 12],
         {"ping_interval_ms": 0, "ping_timeout_ms": 13},
         None,
+        [],
     ]
 
 

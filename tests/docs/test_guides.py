@@ -20,6 +20,7 @@ from fastmesh.kubernetes.settings import ANNOTATIONS
 GUIDES = {
     "README.md",
     "docs/authorization.md",
+    "docs/dns.md",
     "docs/grpc.md",
     "docs/guide-first-mesh.md",
     "docs/health.md",
@@ -227,6 +228,18 @@ def test_transparent(tmp_path: Path) -> None:
         finally:
             if Path("/run/netns", netns).exists():
                 subprocess.run(["ip", "netns", "delete", netns], check=True)
+def test_dns(tmp_path: Path) -> None:
+    guide = Guide("docs/dns.md")
+    start, ask, change = guide.blocks()
+    (shown,) = guide.blocks("text")
+    with shell(tmp_path) as bash:
+        assert bash.run(start) == "dns.yaml: ok (1 listener, 2 services)\n"
+        assert bash.run(ask) == shown
+        *_, status, gone, address, counted = bash.run(change).splitlines()
+        assert "status: NOERROR" in status
+        assert gone == "status: NXDOMAIN"
+        assert address == shown.splitlines()[0]
+        assert re.fullmatch(r"fastmesh_dns_queries_total\{.*\} [5-9]\.0", counted), counted
 
 
 def test_reload_by_pid_file(tmp_path: Path) -> None:

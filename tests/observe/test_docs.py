@@ -10,6 +10,7 @@ from typing import Any
 from kit.area import FakeArea, log_record
 
 from fastmesh.agent.admin import ENDPOINTS
+from fastmesh.agent.dns.words import Counts
 from fastmesh.agent.state import State
 from fastmesh.observe.access_log import AccessLog
 from fastmesh.observe.metrics import Metrics
@@ -33,6 +34,7 @@ def test_metrics() -> None:
     worker = {"slot": 0, "pid": 1, "state": "ready", "restarts": 0}
     state.take_status({"workers": [worker], "draining": False})
     services = [{"name": "web", "slot": 0}]
+    state.dns = Counts()
     state.take_snapshot({"number": 1, "identity": None, "workers": 1, "services": services})
     text = Metrics(area, state, AccessLog(area, print)).text().decode()
     assert first_cells(section("Metrics")) == set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
