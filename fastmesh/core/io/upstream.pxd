@@ -143,7 +143,7 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
         w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
         c_close(fd)
         return NULL
-    if fm_unlikely(w.snapshot.mark) and family != AF_UNIX:
+    if fm_unlikely(w.snapshot.mark or w.snapshot.passthrough >= 0) and family != AF_UNIX:
         dialled(w, fd, <const sockaddr_storage *>address)
     c = conn_open(w, fd, flags)
     if c == NULL:

@@ -24,6 +24,7 @@ cdef struct Learned:
 cdef struct Detection:            # of one worker
     uint64_t delays[16]           # DETECT_BUCKETS, not cumulative: how long protocols took to tell
     uint64_t delay_sum_ms
+    uint64_t any_server           # somewhere the server has spoken first: a look is worth while
     Learned rows[256]             # LEARNED_MAX
 
 
@@ -60,7 +61,10 @@ cdef inline Learned *learned_find(Detection *d, const Destination *to) noexcept 
 
 cdef inline bint learned_server_first(Detection *d, const Destination *to, uint64_t now_ms) noexcept nogil:
     """Does the server speak first there? Then nothing has to be waited for, which is counted."""
-    cdef Learned *row = learned_find(d, to)
+    cdef Learned *row
+    if not d.any_server:
+        return False
+    row = learned_find(d, to)
     if row == NULL or not row.server_first:
         return False
     row.skipped += 1
@@ -95,3 +99,4 @@ cdef inline void learned_spoke(Detection *d, const Destination *to, bint server)
     cdef Learned *row = learned_find(d, to)
     if row != NULL:
         row.server_first = server
+        d.any_server |= server
