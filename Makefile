@@ -21,9 +21,10 @@ SOURCES := setup.py $(shell find fastmesh/_core.pyx fastmesh/core tests/probe -n
 # Tests wait more than they compute: one process more than there are cores, but more than four help no more.
 PYTEST := $(BIN)/pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 $(ARGS)
 
-# Tests that run nothing compiled of ours: other builds find nothing in them.
-PURE := bench $(addprefix certs/test_,concurrency.py crash.py rotation_stress.py) docs test_floors.py \
-	test_grpc_kit.py test_http2_kit.py test_packaging.py
+# Tests of Python alone, or of what other tests of compiled code go through: other builds find nothing more in them.
+PURE := agent bench $(addprefix certs/test_,concurrency.py crash.py rotation_stress.py) docs \
+	$(addprefix e2e/test_,command_line.py demo.py explain.py) \
+	$(addprefix test_,floors.py grpc_kit.py http2_kit.py packaging.py)
 
 .PHONY: demo test build debug asan bench check fuzz clean
 

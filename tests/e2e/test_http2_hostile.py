@@ -334,7 +334,7 @@ def test_answers_without_a_window_are_bounded(grounds: Grounds, nginx: Nginx, wi
     with Attacker(ground.address, [(Setting.INITIAL_WINDOW_SIZE, window)]) as attacker:
         attacker.send(*(headers_raw(2 * number + 1, BIG, end=True) for number in range(count)))
         ground.proxy.wait_metric("all are open", lambda m: m.sum("http2_streams_total") >= count + 40)
-        wait_steady(lambda: procfs.pss(ground.worker), "the worker's memory")
+        wait_steady(lambda: procfs.anonymous(ground.worker), "the worker's memory")
         # Together, and what one read of each endpoint brings.
         ground.bounded(MIB + count * 80 * KIB)
         ground.neighbours()
@@ -350,7 +350,7 @@ def test_answers_that_are_never_read(grounds: Grounds, nginx: Nginx) -> None:
     with Attacker(ground.address, [(Setting.INITIAL_WINDOW_SIZE, LARGE)]) as attacker:
         attacker.send(window_update(0, LARGE - 65535))
         attacker.send(*(headers_raw(2 * number + 1, BIG, end=True) for number in range(count)))
-        wait_steady(lambda: procfs.pss(ground.worker), "the worker's memory")
+        wait_steady(lambda: procfs.anonymous(ground.worker), "the worker's memory")
         ground.bounded(MIB + count * 80 * KIB)
         ground.neighbours()
         ground.proxy.wait_metric("all have been cut", lambda m: m.sum("exchanges") == 0)
@@ -397,7 +397,7 @@ def test_who_takes_nothing_stalls_nobody_in_the_mesh(
     count = 100
     with Attacker(ground.address, [(Setting.INITIAL_WINDOW_SIZE, 0)]) as attacker:
         attacker.send(*(headers_raw(2 * number + 1, BIG, end=True) for number in range(count)))
-        wait_steady(lambda: procfs.pss(ground.worker), "the worker's memory")
+        wait_steady(lambda: procfs.anonymous(ground.worker), "the worker's memory")
         ground.neighbours()
         # The window of the connection they share, and the output of each stream with one read of its source.
         ground.bounded(2 * MIB + 16 * MIB + count * 128 * KIB)

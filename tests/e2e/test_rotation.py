@@ -17,7 +17,7 @@ from kit import http2, procfs
 from kit.fixtures import Serve, Serving
 from kit.http2 import Fields
 from kit.http2_load import H2Load
-from kit.limits import DEADLINE, wait_until
+from kit.limits import DEADLINE, PATIENCE, wait_until
 from kit.load import Load
 from kit.nginx import Nginx
 from kit.pki import Pki, client_context
@@ -33,8 +33,13 @@ def small(number: int) -> Fields:
     return http2.request("GET", "/small", authority="svc-b")
 
 
-def issue(pki: Pki, name: str, ttl: str) -> None:
-    cli("certs", "issue", name, "--ttl", ttl, "--pki", pki.path)
+HOUR = 3600
+
+
+def issue(pki: Pki, name: str, seconds: int) -> None:
+    """A certificate for so long; on a slow build, where a sidecar takes longer to start, for longer."""
+    lasting = seconds if seconds >= HOUR else round(seconds * (PATIENCE + 1) / 2)
+    cli("certs", "issue", name, "--ttl", f"{lasting}s", "--pki", pki.path)
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def _certificates(pem: str) -> list[x509.Certificate]:
 
 def test_renewals_under_load_fail_no_request(serve: Serve, nginx: Nginx, own_pki: Pki) -> None:
     for name in ("svc-a", "svc-b"):
-        issue(own_pki, name, "12s")
+        issue(own_pki, name, 12)
     mesh = Sidecars(serve, own_pki.path, nginx.port)
     first = [identity["not_after"] for identity in mesh.identities()]
     with (
@@ -133,7 +138,7 @@ def test_renewals_under_load_fail_no_request(serve: Serve, nginx: Nginx, own_pki
 
 def test_both_cas_are_replaced_under_load(serve: Serve, nginx: Nginx, own_pki: Pki) -> None:
     for name in ("svc-a", "svc-b"):
-        issue(own_pki, name, "1h")
+        issue(own_pki, name, HOUR)
     mesh = Sidecars(serve, own_pki.path, nginx.port)
     old = roots(mesh.identities()[0])
     with (
@@ -168,7 +173,7 @@ def test_the_agent_is_killed_in_the_middle_of_a_renewal(
 ) -> None:
     """Whatever the renewal has done by then, the next agent takes it over or does it again."""
     for name in ("svc-a", "svc-b"):
-        issue(own_pki, name, "10s")
+        issue(own_pki, name, 10)
     mesh = Sidecars(serve, own_pki.path, upstream(answering(b"x")).address[1])
     first = max(identity["not_after"] for identity in mesh.identities())
 
@@ -191,8 +196,8 @@ def test_two_sidecars_of_one_workload_share_a_directory(
     serve: Serve, upstream: Serving, own_pki: Pki
 ) -> None:
     """One renews, the other takes over; if both do, the last one counts, and both come to it."""
-    issue(own_pki, "svc-a", "1h")
-    issue(own_pki, "svc-b", "12s")
+    issue(own_pki, "svc-a", HOUR)
+    issue(own_pki, "svc-b", 12)
     app = upstream(answering(b"x"))
     one = Sidecars(serve, own_pki.path, app.address[1])
     other = Sidecars(serve, own_pki.path, app.address[1])
@@ -215,9 +220,9 @@ def test_two_sidecars_of_one_workload_share_a_directory(
 def test_after_its_end_a_certificate_proves_nothing(serve: Serve, upstream: Serving, own_pki: Pki) -> None:
     """No authority beside it: they serve to the end, then refuse by name, and recover by themselves."""
     away = own_pki.path.parent / "away"
-    issue(own_pki, "svc-x", "1h")
+    issue(own_pki, "svc-x", HOUR)
     for name in ("svc-a", "svc-b"):
-        issue(own_pki, name, "10s")
+        issue(own_pki, name, 10)
     shutil.copytree(own_pki.path / "workloads", away / "workloads", symlinks=True)
     app = upstream(answering(b"x"))
     mesh = Sidecars(serve, away, app.address[1])
@@ -231,7 +236,7 @@ def test_after_its_end_a_certificate_proves_nothing(serve: Serve, upstream: Serv
     mesh.b.wait_metric("the refusal", lambda m: m.by_reason("identity_expired") == 1)
     assert len(app.requests) == seen
     for name in ("svc-a", "svc-b"):
-        issue(own_pki, name, "1h")
+        issue(own_pki, name, HOUR)
         shutil.rmtree(away / "workloads" / name)
         shutil.copytree(own_pki.path / "workloads" / name, away / "workloads" / name, symlinks=True)
     mesh.until("new certificates", lambda identity: identity["not_after"] > time.time() + 60)
@@ -240,9 +245,9 @@ def test_after_its_end_a_certificate_proves_nothing(serve: Serve, upstream: Serv
 
 def test_a_connection_ends_with_its_certificates(serve: Serve, upstream: Serving, own_pki: Pki) -> None:
     """Idle: closed. In use: the answer says so. A stream goes on."""
-    issue(own_pki, "svc-b", "1h")
-    issue(own_pki, "svc-a", "1h")
-    issue(own_pki, "svc-x", "10s")
+    issue(own_pki, "svc-b", HOUR)
+    issue(own_pki, "svc-a", HOUR)
+    issue(own_pki, "svc-x", 10)
     going: list[ServerConn] = []
 
     def script(conn: ServerConn) -> None:
@@ -308,9 +313,9 @@ def test_max_connection_age(serve: Serve, upstream: Serving) -> None:
 def test_a_tunnel_ends_with_its_certificates_only_where_that_is_wanted(
     serve: Serve, upstream: Serving, own_pki: Pki, bounded: bool
 ) -> None:
-    issue(own_pki, "svc-b", "1h")
-    issue(own_pki, "svc-a", "1h")
-    issue(own_pki, "svc-x", "10s")
+    issue(own_pki, "svc-b", HOUR)
+    issue(own_pki, "svc-a", HOUR)
+    issue(own_pki, "svc-x", 10)
 
     def echo(conn: ServerConn) -> None:
         with contextlib.suppress(ConnectionError, Closed):
@@ -339,7 +344,7 @@ def test_a_tunnel_ends_with_its_certificates_only_where_that_is_wanted(
 def test_a_revoked_peer_is_cut_and_kept_out(serve: Serve, upstream: Serving, own_pki: Pki) -> None:
     """Idle, with a request under way, and on the way out; who is not revoked notices nothing."""
     for name in ("svc-a", "svc-b", "svc-x"):
-        issue(own_pki, name, "1h")
+        issue(own_pki, name, HOUR)
     waiting: list[ServerConn] = []
 
     def script(conn: ServerConn) -> None:
@@ -387,7 +392,7 @@ def test_a_revoked_peer_is_cut_and_kept_out(serve: Serve, upstream: Serving, own
 def test_the_deny_list_reaches_a_sidecar_that_drains(serve: Serve, upstream: Serving, own_pki: Pki) -> None:
     """What is open then may stay so for as long as the drain takes, but not if it is revoked meanwhile."""
     for name in ("svc-b", "svc-x", "svc-y"):
-        issue(own_pki, name, "1h")
+        issue(own_pki, name, HOUR)
     port = free_port()
     proxy = serve(
         {

@@ -49,6 +49,14 @@ def pss(pid: int) -> int:
     return int(match[1]) * 1024
 
 
+def anonymous(pid: int) -> int:
+    """Memory in bytes that belongs to no file: unlike `pss`, only the process itself changes it."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    match = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
+    assert match, text
+    return int(match[1]) * 1024
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time that the process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
