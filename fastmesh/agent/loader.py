@@ -2,9 +2,9 @@
 `python -m fastmesh.agent.loader RESULT_FD < request`.
 
 The request is a JSON object: the file (`config`, absolute), `workers` and `workload` (null: as it says), the
-`number` that the snapshot gets, and of the snapshot in use its `digest`, `slots`, `rule_slots`, `health_slots`
-and `virtual`. The result is the body of the frame that goes to the supervisor: "snapshot", "unchanged",
-"config_error" or "pki_error".
+`number` that the snapshot gets, and of the snapshot in use its `digest`, `slots`, `rule_slots`,
+`health_slots` and `virtual`. The result is the body of the frame that goes to the supervisor: "snapshot",
+"unchanged", "config_error" or "pki_error".
 With a `snapshot` in the request (the one in use, without its keys) only the files of those of its `parts` are
 read anew, and everything else stays as it is: the configuration may be in the middle of somebody's work. The
 result is "parts" then, with those that are new: the supervisor has the rest, and its keys. Why others may not

@@ -50,7 +50,7 @@ def pss(pid: int) -> int:
 
 
 def anonymous(pid: int) -> int:
-    """Memory in bytes that belongs to no file: unlike `pss`, it changes only by what the process itself does."""
+    """Memory in bytes that belongs to no file: unlike `pss`, only the process itself changes it."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     match = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
     assert match, text
