@@ -503,9 +503,9 @@ class Config(Section, frozen=True, kw_only=True):
     admin: Annotated[
         Location | None,
         Meta(
-            description="Where `/metrics`, `/healthz`, `/readyz`, `/services` and `/config` are served; `off` "
-            "for nowhere. They have no authentication: keep them on loopback. Left out: this address if it is "
-            "free.",
+            description="Where `/metrics`, `/healthz`, `/readyz`, `/services` and `/config` are served; "
+            "`off` for nowhere. They have no authentication: keep them on loopback. Left out: this address "
+            "if it is free.",
             extra={"off": True},
         ),
     ] = Address("127.0.0.1", 15000)
