@@ -39,7 +39,8 @@ def command(path: Path | None, workers: int | None, pid_file: Path | None) -> No
     """Run the proxy with a configuration file.
 
     SIGTERM and SIGINT stop accepting and let exchanges finish until the drain deadline; a second one ends at
-    once. SIGHUP reads the configuration again; one with errors changes nothing.
+    once. SIGHUP reads the configuration again; one with errors changes nothing. SIGUSR2 makes inbound
+    listeners accept no more, ahead of the end; outbound ones serve on.
     """
     try:
         config = find_config(path)

@@ -28,6 +28,7 @@ GUIDES = {
     "docs/identity.md",
     "docs/kubernetes.md",
     "docs/internals/processes-and-reload.md",
+    "docs/run.md",
     "docs/tls.md",
     "docs/transparent.md",
 }
@@ -99,6 +100,21 @@ def test_first_mesh(tmp_path: Path) -> None:
 
 def undated(answer: str) -> list[str]:
     return [line for line in answer.replace("\r", "").rstrip().split("\n") if not line.startswith("date: ")]
+
+
+def test_run(tmp_path: Path) -> None:
+    guide = Guide("docs/run.md")
+    service, at_import, code, isolated, end = guide.blocks()
+    (shown,) = guide.blocks("text")
+    with shell(tmp_path) as bash:
+        bash.run(service)
+        wait_until(lambda: listens(guide.ports["8080"]), "the service")
+        config = tmp_path / "fastmesh.yaml"
+        config.write_text(f"admin: off\n{config.read_text()}")
+        assert bash.run(at_import) == shown
+        assert bash.run(code) == "ended with 7\n"
+        assert bash.run(isolated) == shown
+        bash.run(end)
 
 
 def test_identity(tmp_path: Path) -> None:

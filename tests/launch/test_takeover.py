@@ -117,6 +117,8 @@ def test_others_are_not_taken_over(launch, config):
     run.wait_out("ready\n")
     with namespace_of(run.pid) as inside, pytest.raises(subprocess.CalledProcessError):
         inside("curl", "-sS", "-m", "1", "http://10.77.0.2/")
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 143
 
 
 def test_traffic_fails_while_the_sidecar_is_dead_and_passes_again(launch, config, tmp_path):
