@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from fastmesh.config.intercept_checks import taking
 from fastmesh.config.loader import Loaded
 from fastmesh.config.schema import Listener
+from fastmesh.config.schema_dns import Dns
 from fastmesh.config.schema_intercept import InterceptInbound, InterceptOutbound
 from fastmesh.host.intercept import cgroups
 from fastmesh.host.intercept.errors import InterceptError
@@ -106,7 +107,7 @@ def make_plan(loaded: Loaded, selection: Selection) -> Plan:
         exempt_cgroups=exempt_cgroups,
         outgoing=_outgoing(intercept.outbound, listeners),
         incoming=_incoming(intercept.inbound, listeners),
-        **({} if intercept.outbound is None else _names(getattr(loaded.config, "dns", None))),
+        **({} if intercept.outbound is None else _names(loaded.config.dns)),
     )
 
 
@@ -138,7 +139,7 @@ def _incoming(given: InterceptInbound | None, listeners: list[Listener]) -> Inco
     )
 
 
-def _names(dns: Any) -> dict[str, str]:
+def _names(dns: Dns | None) -> dict[str, str]:
     """Where the sidecar's own resolver answers, if it has one."""
     if dns is None:
         return {}
