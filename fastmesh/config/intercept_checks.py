@@ -73,7 +73,9 @@ def _listeners(
         if listener.transparent is False:
             report(where, f"listener {name} is not transparent, expected transparent: true in it")
         bind: Address = listener.bind
-        if bind.path is not None or bind.host not in REACHED[role]:
+        if bind.path is not None:
+            continue  # refused with `transparent`
+        if bind.host not in REACHED[role]:
             message = f"listener {name} at {bind} is never reached, expected {_WHERE[role]}"
             report(where, f"{message} and a port")
         elif not bind.port:

@@ -75,10 +75,6 @@ def _inbound(config: Config, where: tuple[str | int, ...], listener: Listener, r
         message = "transparent with role: inbound without intercept.inbound, expected the application's ports"
         report((*where, "transparent"), f"{message} there")
         return
-    bind = listener.bind
-    if bind is not INVALID and bind.port in ports and bind.port:
-        message = f"{shown(str(bind))} has a port of intercept.inbound, expected one that the application"
-        report((*where, "bind"), f"{message} does not listen on")
     for port in _ports(listener):
         if port not in ports:
             wanted = alternatives(tuple(map(str, ports[:10])))

@@ -226,6 +226,8 @@ def test_annotations_of_kubernetes() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     for name, annotation in ANNOTATIONS.items():
         assert f"| `fastmesh.io/{name}` | {annotation.meaning} |\n" in page
+
+
 def test_transparent(tmp_path: Path) -> None:
     if MISSING:
         pytest.skip(MISSING)
@@ -244,6 +246,8 @@ def test_transparent(tmp_path: Path) -> None:
         finally:
             if Path("/run/netns", netns).exists():
                 subprocess.run(["ip", "netns", "delete", netns], check=True)
+
+
 def test_dns(tmp_path: Path) -> None:
     guide = Guide("docs/dns.md")
     start, ask, change = guide.blocks()

@@ -25,6 +25,7 @@ BASE = {
         "pip",
         "python3",
         "rm",
+        "sed",
         "touch",
         "until",
         "do",

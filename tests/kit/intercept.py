@@ -219,15 +219,16 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 def configuration(
     directory: Path, intercept: str, *, name: str = "a", out: int = OUT, inside: int = IN
 ) -> Path:
-    """A file with listeners for both directions; `intercept` is its section as YAML in one line."""
+    """A file with listeners for what `intercept`, its section as YAML in one line, speaks of."""
     path = directory / f"{name}.yaml"
+    rest = "role: inbound, tls: none, to: app, transparent: true"
+    inbound = f'  - {{name: in, bind: "0.0.0.0:{inside}", {rest}}}\n' if "inbound:" in intercept else ""
     path.write_text(
         f"""admin: off
 workload: svc-{name}
 listeners:
   - {{name: out, role: outbound, bind: "127.0.0.1:{out}", transparent: true}}
-  - {{name: in, role: inbound, bind: "0.0.0.0:{inside}", tls: none, to: app, transparent: true}}
-services:
+{inbound}services:
   app: {{endpoints: ["127.0.0.1:8080"]}}
 intercept: {intercept}
 """

@@ -5,8 +5,10 @@ the one in question by a pair of virtual interfaces with addresses for documenta
 process of the selected user or cgroup calls that host, and that host calls the application's ports. Nothing
 leaves the machine, and a connection that is not taken over is refused there at once.
 
-Where the proxy listens, the kernel's table of sockets must show the connection at its port. Where nobody
-listens, a listener of our own takes its place, and sees where the connection was going.
+Where the proxy listens, the connection must stand, or be reset behind its handshake by a proxy that finds
+nobody at its destination, and the counter of our rule must have risen: what that rule has taken arrives at
+the proxy's port or nowhere. Where nobody listens, a listener of our own takes its place, and sees where the
+connection was going.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -169,11 +170,12 @@ def _probed(place: Place, asked: _Asked, dial: Callable[[], _Connection], served
     own = _own_listener(asked)
     try:
         with dial() as connection:
-            if connection.error:
+            # Reset behind the handshake: a listener had it, and does not go where it was going.
+            if connection.error not in (0, errno.ECONNRESET):
                 return _not_there(place, asked, before, own is None, os.strerror(connection.error).lower())
             if own is not None:
                 return _seen_by_ourselves(asked, own, connection, served)
-            if _shown_by_kernel(asked, connection) and _counted(place, asked) > before:
+            if _counted(place, asked) > before:
                 return Finding(True, f"{asked.words} arrived at {asked.listener}{_whose(asked.port)}")
             return _not_there(place, asked, before, True, "it arrived somewhere else")
     except OSError as error:
@@ -244,22 +246,6 @@ def _own_listener(asked: _Asked) -> socket.socket | None:
             f"cannot listen on {asked.listener}: {(error.strerror or '').lower()}; run this as root"
         ) from None
     return sock
-
-
-def _shown_by_kernel(asked: _Asked, connection: _Connection) -> bool:
-    """Whether the other end of a connection is a socket here, at the proxy's port."""
-    wanted = asked.target if asked.plan.method == "tproxy" else None
-    end = time.monotonic() + _PATIENCE
-    while True:
-        for one in sockets():
-            if one.peer == connection.address and one.state != LISTENING:
-                if wanted is None and one.port == asked.port:
-                    return True
-                if wanted == (one.host, one.port):
-                    return True
-        if time.monotonic() > end:
-            return False
-        time.sleep(_POLL)
 
 
 def _whose(port: int) -> str:
