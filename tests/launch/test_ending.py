@@ -156,9 +156,12 @@ def test_the_sidecar_is_hurried_by_a_signal_when_the_command_has_gone(launch, co
             "to": "svc-b",
         }
     )
-    run = launch({**config, "drain": "10m"}, "sh", "-c", "echo ready; read line", stdin=None)
+    read, write = os.pipe()
+    run = launch({**config, "drain": "10m"}, "sh", "-c", "echo ready; read line", stdin=read)
+    os.close(read)
     run.wait_out("ready")
     with socket.create_connection(("127.0.0.1", port)):
+        os.close(write)
         run.wait_err("draining")
         run.signal(signal.SIGTERM)
         assert run.wait() == 1
