@@ -59,7 +59,7 @@ class FakeArea:
         return self.delays[slot], self.delay_sums[slot]
 
     def learned(self, slot: int) -> list[tuple[str | None, int, bool, int, int]]:
-        return self.learnt[slot]
+        return self.learnt[slot] if slot < len(self.learnt) else []
 
     def service_counters(self, slot: int, service: int) -> list[int]:
         return self.service[slot, service]

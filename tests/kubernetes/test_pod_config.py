@@ -21,9 +21,7 @@ from kit.proxy import cli
 from kit.upstream import answering
 
 from fastmesh.certs.store import load_identity
-from fastmesh.config.fields import fields
 from fastmesh.config.loader import loads
-from fastmesh.config.schema import Config
 from fastmesh.kubernetes.pod import Direction, Pod, ProbePort
 from fastmesh.kubernetes.probes import GRPC_PATH
 from fastmesh.kubernetes.render import render
@@ -36,7 +34,8 @@ drain: 5s                  # kept as it is
 intercept:
   outbound: {exclude_ports: [22], exclude_cidrs: [169.254.0.0/16]}
 listeners:
-  - {name: outbound, role: outbound, bind: 127.0.0.1:15001}
+  - {name: outbound, role: outbound, bind: 127.0.0.1:15001, transparent: true}
+  - {name: inbound, role: inbound, bind: "0.0.0.0:15006", transparent: true}
 services: {svc-b: {endpoints: ["10.77.0.2:15006"], tls: mesh}}
 """
 POD = Pod(
@@ -65,7 +64,8 @@ def test_pod_is_laid_over_the_mesh() -> None:
             "exempt_uids": [15000],
         },
         "listeners": [
-            {"name": "outbound", "role": "outbound", "bind": "127.0.0.1:15001"},
+            {"name": "outbound", "role": "outbound", "bind": "127.0.0.1:15001", "transparent": True},
+            {"name": "inbound", "role": "inbound", "bind": "0.0.0.0:15006", "transparent": True},
             {
                 "name": "kubelet-8080",
                 "bind": "0.0.0.0:15020",
@@ -84,21 +84,13 @@ def test_pod_is_laid_over_the_mesh() -> None:
     }
 
 
-def loadable(text: str) -> str:
-    """Without what only a fastmesh with interception knows."""
-    data = yaml.safe_load(text)
-    if "intercept" not in fields(Config):
-        del data["intercept"]
-    return yaml.safe_dump(data)
-
-
 @pytest.mark.parametrize(("address", "host"), [("10.0.0.7", "0.0.0.0"), ("fd00::7", "[::]")])
 def test_configuration_is_right(address: str, host: str) -> None:
-    loaded = loads(loadable(render(MESH, "mesh.yaml", POD, address)).encode(), Path("/pod.yaml"))
+    loaded = loads(render(MESH, "mesh.yaml", POD, address).encode(), Path("/pod.yaml"))
     assert loaded.config.workload == "web"
     assert str(loaded.config.admin) == f"{host}:15000"
     assert loaded.config.drain == 5000
-    assert [one.name for one in loaded.config.listeners] == ["outbound", "kubelet-8080"]
+    assert [one.name for one in loaded.config.listeners] == ["outbound", "inbound", "kubelet-8080"]
 
 
 def test_smallest_pod_and_mesh() -> None:
@@ -176,12 +168,14 @@ def test_kubelet_gets_through_and_nothing_else(serve: Serve, upstream: Serving) 
     application = upstream(answering())
     admin, outbound, probe = free_port(), free_port(), free_port()
     mesh: dict[str, Any] = {
-        "listeners": [{"name": "outbound", "role": "outbound", "bind": f"127.0.0.1:{outbound}"}],
+        "listeners": [
+            {"name": "out", "role": "outbound", "bind": f"127.0.0.1:{outbound}", "transparent": True}
+        ],
     }
     assert isinstance(application.address, tuple)
     to = application.address[1]
     pod = Pod("web", admin, "redirect", probes=[ProbePort(probe, to, ["/healthz"])])
-    proxy = serve(loadable(render(json.dumps(mesh).encode(), "mesh.yaml", pod, "10.0.0.7")))
+    proxy = serve(render(json.dumps(mesh).encode(), "mesh.yaml", pod, "10.0.0.7"))
     assert get(admin, "/readyz") == get(admin, "/healthz") == 200
     assert get(probe, "/healthz?full=1") == 200
     assert get(probe, "/secret") == get(probe, "/healthz/x") == get(probe, "/healthz", "POST") == 403

@@ -95,7 +95,8 @@ print([one.name for one in blocked], sorted(one.name for one in ignored))
     assert run.out() == "['SIGUSR1'] ['SIGHUP', 'SIGPIPE', 'SIGXFSZ']\n"
     shell = launch(config, "grep", "SigIgn", "/proc/self/status")
     assert shell.wait() == 0
-    assert int(shell.out().split()[1], 16) == 0
+    # From 32 on they are the C library's own, and whoever began it all may have left them so.
+    assert int(shell.out().split()[1], 16) & 0x7FFF_FFFF == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -165,7 +165,7 @@ TOLD = {
     14: {"no_endpoint", "upstream_closed", "upstream_reset", "upstream_truncated", "draining", "overloaded",
          "identity_expired", "certificates_over", "idle_timeout", "tls_timeout", "tls_busy",
          "upstream_goaway", "upstream_stream_reset", "upstream_stream_refused", "upstream_ping_timeout",
-         "upstream_not_http2"},
+         "upstream_not_http2", "loop", "unknown_destination"},
 }  # fmt: skip
 FAMILIES = {"bad_": 13, "connect_": 14, "upstream_tls_": 14, "tls_": 16}
 
