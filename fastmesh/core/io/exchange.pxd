@@ -239,7 +239,8 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
         _call(w, x, m)
     if fm_unlikely(conf.transparent):
         x.service = route_original(
-            x.snapshot, conf, &x.peer.to, x.peer.own, m.base + m.authority.at, m.authority.len)
+            x.snapshot, conf, &x.peer.to, x.peer.own, m.base + m.authority.at, m.authority.len,
+            &caller.facts.port)
     else:
         x.service = route(x.snapshot, conf, m.base + m.authority.at, m.authority.len)
     if x.service == NULL:

@@ -131,7 +131,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service, cons
     if a != NULL:
         d.peer.to = a.to
         d.peer.own = a.own
-        facts.port = a.to.port
+        facts.port = a.choice.port
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
         proved = tls_peer(&c.tls)
         named = proved != NULL and proved.id_len > 0
