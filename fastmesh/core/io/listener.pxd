@@ -171,7 +171,7 @@ cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
     elif fm_unlikely(l.conf.transparent):
         _arrived(w, c)
     elif l.conf.protocol == PROTO_AUTO and not _agreed_http2(c):
-        if l.conf.service >= 0 and _server_first(w, &l.snapshot.services[l.conf.service], NULL):
+        if l.conf.service >= 0 and _server_first(w, l.conf, &l.snapshot.services[l.conf.service], NULL):
             _adopt(w, c, False, WATCH_LEARNED)
         else:
             conn_deadline(w, c, DETECT_MS)
@@ -181,10 +181,13 @@ cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
 
 # ---------------------------------------------------------------- what is remembered of beginnings
 
-cdef inline bint _server_first(Worker *w, const Service *s, const Arrival *a) noexcept nogil:
-    """Does the server speak first there, as far as is known? Then nothing has to be waited for."""
+cdef inline bint _server_first(Worker *w, const ListenerConf *conf, const Service *s, const Arrival *a) noexcept nogil:
+    """Does the server speak first there, as far as is known? Then nothing has to be waited for. Where there are rules
+    nothing is skipped: what was learned once would refuse HTTP for good, without a look at the request."""
     cdef Destination nowhere
     cdef Destination to
+    if conf.policy != NULL or s.policy != NULL:
+        return False
     memset(&nowhere, 0, sizeof(Destination))
     detected_at(s, &a.to if a != NULL else &nowhere, &to)
     if not learned_server_first(area_detection(w.area, w.slot), &to, w.now_ms):
@@ -240,13 +243,13 @@ cdef inline void _settle(Worker *w, Conn *c, Arrival *a, bint http, int watch) n
 
 cdef inline void _arrived(Worker *w, Conn *c) noexcept nogil:
     """Plaintext, or TLS with its handshake done, on a transparent listener."""
+    cdef Listener *l = <Listener *>c.owner
     cdef Arrival a
     if not _arrival(w, c, &a):
         return
     if a.choice.reason or a.choice.protocol != PROTO_AUTO or _agreed_http2(c):
         _settle(w, c, &a, a.choice.protocol != PROTO_TCP, WATCH_NONE)
-    elif a.choice.shared == NULL and _server_first(
-            w, &(<Listener *>c.owner).snapshot.services[a.choice.service], &a):
+    elif a.choice.shared == NULL and _server_first(w, l.conf, &l.snapshot.services[a.choice.service], &a):
         _settle(w, c, &a, False, WATCH_LEARNED)
     else:
         conn_deadline(w, c, DETECT_MS)
