@@ -478,9 +478,15 @@ cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
     conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
 
 
-cdef inline uint8_t _alpn(const ListenerConf *conf) noexcept nogil:
-    """What may be agreed on with clients of the listener (bits of tls_open)."""
-    if conf.protocol != PROTO_TCP:
+cdef inline uint8_t _alpn(const Listener *l, const Conn *c) noexcept nogil:
+    """What may be agreed on with a client of the listener (bits of tls_open)."""
+    cdef const ListenerConf *conf = l.conf
+    cdef uint8_t protocol = conf.protocol
+    cdef Arrival a
+    if conf.transparent and original_destination(c.src.fd, &l.bound, &a.to):
+        choose(l.snapshot, conf, &a.to, is_own(&l.bound, &a.to), &a.choice)
+        protocol = a.choice.protocol
+    if protocol != PROTO_TCP:
         return TLS_ALPN_H1 | TLS_ALPN_H2 if conf.http2 else TLS_ALPN_H1
     # Opaque: what the file names; in the mesh HTTP/1.1 with those who offer it, and the others come in all the same.
     return TLS_ALPN_H1 | (TLS_ALPN_H2 if conf.tls == TLS_PUBLIC else TLS_ALPN_OPAQUE)
@@ -493,7 +499,7 @@ cdef inline bint open_tls(Worker *w, Conn *c) noexcept nogil:
     if mesh and identity_over(w.snapshot):
         _close(w, c, R_IDENTITY_EXPIRED)
         return False
-    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL, _alpn(l.conf)) != 0:
+    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL, _alpn(l, c)) != 0:
         _close(w, c, R_TLS_HANDSHAKE)
         return False
     w.tls_open += 1
