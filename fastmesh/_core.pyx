@@ -703,13 +703,15 @@ cdef class Worker:
         memset(&wanted, 0, sizeof(Destination))
         memset(&choice, 0, sizeof(Choice))
         if conf.transparent:
+            wanted.port = caller.facts.port
             if destination is not None:
                 raw = destination[0].encode()
                 wanted.family = DEST_INET6 if ":" in destination[0] else DEST_INET
-                wanted.port = caller.facts.port = <uint16_t>destination[1]
+                wanted.port = <uint16_t>destination[1]
                 if inet_pton(AF_INET6 if ":" in destination[0] else AF_INET, raw, wanted.address) != 1:
                     raise ValueError(f"{destination[0]!r} is no IP address")
             choose(s, conf, &wanted, destination is None, &choice)
+            caller.facts.port = choice.port
             r = -choice.reason
             told = choice.protocol != PROTO_HTTP and (
                 choice.protocol != PROTO_AUTO or detect(conf, <char *>work, len(work)) != 1)
@@ -735,7 +737,8 @@ cdef class Worker:
         if r == 0:
             if http and conf.transparent:
                 service = route_original(
-                    s, conf, &wanted, destination is None, m.base + m.authority.at, m.authority.len)
+                    s, conf, &wanted, destination is None, m.base + m.authority.at, m.authority.len,
+                    &caller.facts.port)
                 if service == NULL and choice.shared != NULL:
                     choose_unknown(s, conf, &choice)        # as the first request of a connection
                     http = False

@@ -290,11 +290,13 @@ def _destination(
     snapshot: dict[str, Any], listener: dict[str, Any], parts: SplitResult
 ) -> tuple[str, int] | None:
     """Where the client of a transparent listener wants to go: an address of the URL, or of the service that
-    the URL names."""
+    the URL names. None: to the listener itself."""
     if not listener.get("transparent"):
         return None
     host = parts.hostname or ""
     port = parts.port or (443 if SCHEMES[parts.scheme] else 80)
+    if listener["role"] == "inbound" and port == listener["bind"]["port"]:
+        return None
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(host)), port
     if listener["role"] == "inbound":

@@ -75,7 +75,7 @@ class _Checks:
             for index, address in self.endpoints(name):
                 self.endpoint(("services", name, "endpoints", index), address)
         check_rules(self.listeners, self.services, self.report)
-        check_intercept(self.config.intercept, self.listeners, self.report)
+        check_intercept(self.config, self.listeners, self.report)
         check_transparent(self.config, self.listeners, self.services, self.report)
         check_dns(self.config, self.services, self.report)
 

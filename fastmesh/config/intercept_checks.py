@@ -8,7 +8,7 @@ from typing import Final
 from fastmesh.config.errors import shown
 from fastmesh.config.invalid import INVALID, Report
 from fastmesh.config.positions import Where
-from fastmesh.config.schema import Listener
+from fastmesh.config.schema import Config, Listener
 from fastmesh.config.schema_intercept import Intercept, InterceptInbound, InterceptOutbound
 from fastmesh.config.values import Address, alternatives
 
@@ -32,10 +32,9 @@ def taking(
     return [one for one in listeners if one.transparent is True and one.role == role]
 
 
-def check_intercept(
-    intercept: Intercept | None, listeners: Iterable[tuple[int, Listener]], report: Report
-) -> None:
+def check_intercept(config: Config, listeners: Iterable[tuple[int, Listener]], report: Report) -> None:
     """Report what is wrong with `intercept`; `listeners` are those of the file, with their index."""
+    intercept = config.intercept
     if intercept is None or intercept is INVALID:
         return
     numbered = list(listeners)
@@ -45,7 +44,7 @@ def check_intercept(
     for role, given in (("outbound", intercept.outbound), ("inbound", intercept.inbound)):
         if given is not None and given is not INVALID and given.listener is not INVALID:
             _listeners((*here, role), role, given, numbered, report)
-    _ports(here, intercept, [listener for _, listener in numbered], report)
+    _ports(here, intercept, dict(_bound(config, [listener for _, listener in numbered])), report)
 
 
 def _listeners(
@@ -85,20 +84,24 @@ def _listeners(
             report(where, f"listeners {both} are both for it, expected 'listener' to say which")
 
 
-def _ports(where: Where, intercept: Intercept, listeners: list[Listener], report: Report) -> None:
-    """A listener's own port is not the application's."""
+def _ports(where: Where, intercept: Intercept, own: dict[int, str], report: Report) -> None:
+    """A port of our own is not the application's: who asks for it would get us, at loopback."""
     if intercept.inbound in (None, INVALID):
         return
-    own = dict(_bound(listeners))
     assert intercept.inbound is not None
     ports = intercept.inbound.ports
     for index, port in enumerate([] if ports is INVALID else ports):
         if port is not INVALID and port in own:
-            message = f"port {port} is that of listener {shown(own[port])}, expected one of the application"
+            message = f"port {port} is that of {own[port]}, expected one of the application"
             report((*where, "inbound", "ports", index), message)
 
 
-def _bound(listeners: list[Listener]) -> Iterator[tuple[int, str]]:
+def _bound(config: Config, listeners: list[Listener]) -> Iterator[tuple[int, str]]:
+    """Where we listen ourselves: the port, and what it is in the file."""
+    dns = None if config.dns is INVALID else config.dns
+    for name, address in (("`admin`", config.admin), ("`dns`", None if dns is None else dns.listen)):
+        if address is not None and address is not INVALID and address.path is None:
+            yield address.port, name
     for listener in listeners:
         if INVALID not in (listener.bind, listener.name) and listener.bind.path is None:
-            yield listener.bind.port, listener.name
+            yield listener.bind.port, f"listener {shown(listener.name)}"

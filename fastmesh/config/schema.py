@@ -152,7 +152,7 @@ class Listener(Section, frozen=True, kw_only=True):
             "`outbound`: the service that has this destination among its `addresses`, else among its "
             "endpoints; where several have it, Host or the name in the TLS hello; else `unknown`. `inbound`: "
             "the application on the same port at loopback; what is made to this address itself goes to `to`, "
-            "or to the only port of `intercept.inbound`."
+            "whose rules stand on this listener, or to the only port of `intercept.inbound`."
         ),
     ] = False
     unknown: Annotated[

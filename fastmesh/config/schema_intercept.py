@@ -74,7 +74,7 @@ class InterceptInbound(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=256,
-            description="The ports of the application.",
+            description="The ports of the application: none that this proxy listens on.",
             examples=[[8080]],
         ),
     ]

@@ -132,7 +132,7 @@ class Rule(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             description="Local ports that the caller connected to; of transparent listeners those that it "
-            "wanted.",
+            "wanted, which is the application's where their own address is dialled.",
             examples=[[8080]],
         ),
     ] = None

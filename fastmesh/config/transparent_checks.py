@@ -30,6 +30,7 @@ def check_transparent(
     for name, service in services.items():
         _addresses(("services", name, "addresses"), service, report)
         _keeping(("services", name), name, service, [one for _, one in listeners], report)
+        _beside(("services", name), name, service, [one for _, one in listeners], report)
     ports = inbound_ports(config)
     if any(one.transparent is True for _, one in listeners) and len(services) + len(ports) >= MAX_SERVICES:
         most = MAX_SERVICES - 1 - len(ports)
@@ -130,3 +131,31 @@ def _keeping(
     if service.health_check is not None:
         message = "a health check of endpoints without a port, expected host:port in `endpoints`"
         report((*where, "health_check"), message)
+
+
+def _beside(
+    where: tuple[str | int, ...], name: str, service: Service, listeners: list[Listener], report: Report
+) -> None:
+    """A service that gets what is made to an inbound listener itself, and not what is taken over for it."""
+    leading = [
+        one for one in listeners if one.to == name and one.transparent is True and one.role == "inbound"
+    ]
+    if not leading:
+        return
+    listener = shown(leading[0].name)
+    for kind in ("allow", "deny"):
+        if getattr(service, kind) is not None:
+            message = f"{kind} on the `to` of transparent listener {listener}, expected it on the listener"
+            report((*where, kind), f"{message} (connections that are taken over go past the service)")
+    if service.endpoints is INVALID:
+        return
+    ports: set[int] = set()
+    for index, one in enumerate(service.endpoints):
+        if one is INVALID or one.address is INVALID:
+            continue
+        ports.add(one.address.port)
+        if len(ports) > 1:
+            message = f"{shown(str(one.address))} has another port than the endpoints before it"
+            why = f"expected one port (rules of listener {listener} name it)"
+            report((*where, "endpoints", index), f"{message}, {why}")
+            return

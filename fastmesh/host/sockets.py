@@ -265,7 +265,6 @@ class ListenerSet:
         try:
             for name, bind in binds.items():
                 listener = Listener(name, bind)
-                listener.role = roles[name]
                 added.append(listener)
                 passed = self._activation.take(name, bind)
                 if passed:
@@ -280,6 +279,8 @@ class ListenerSet:
             listener.number = self.opened
             self.opened += 1
         self._listeners |= {listener.name: listener for listener in added}
+        for listener in self:
+            listener.role = roles[listener.name]
         return added
 
     def withdraw(self) -> None:

@@ -161,6 +161,21 @@ def test_a_set_that_cannot_be_opened_whole_changes_nothing(tmp_path):
     listeners.close()
 
 
+def test_a_listeners_role_is_that_of_the_last_snapshot(tmp_path):
+    listeners = ListenerSet(Activation({}))
+    one = {"name": "one", "bind": unix(tmp_path / "one"), "role": "outbound"}
+    (opened,) = listeners.extend([one])
+    with pytest.raises(ListenError):
+        listeners.extend([{**one, "role": "inbound"}, {"name": "bad", "bind": unix("/nonexistent/x")}])
+    assert opened.role == "outbound"
+    listeners.withdraw()
+    assert opened.sockets
+    listeners.extend([{**one, "role": "inbound"}])
+    listeners.withdraw()
+    assert not opened.sockets
+    listeners.close()
+
+
 def test_a_unix_socket_that_the_kernel_does_not_give(monkeypatch, tmp_path):
     def refuse(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -131,7 +131,7 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service, cons
     if a != NULL:
         d.peer.to = a.to
         d.peer.own = a.own
-        facts.port = a.to.port
+        facts.port = a.choice.port
     if c.flags & C_TLS and l.conf.tls != TLS_PUBLIC:
         proved = tls_peer(&c.tls)
         named = proved != NULL and proved.id_len > 0
@@ -171,7 +171,7 @@ cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
     elif fm_unlikely(l.conf.transparent):
         _arrived(w, c)
     elif l.conf.protocol == PROTO_AUTO and not _agreed_http2(c):
-        if l.conf.service >= 0 and _server_first(w, &l.snapshot.services[l.conf.service], NULL):
+        if l.conf.service >= 0 and _server_first(w, l.conf, &l.snapshot.services[l.conf.service], NULL):
             _adopt(w, c, False, WATCH_LEARNED)
         else:
             conn_deadline(w, c, DETECT_MS)
@@ -181,10 +181,13 @@ cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
 
 # ---------------------------------------------------------------- what is remembered of beginnings
 
-cdef inline bint _server_first(Worker *w, const Service *s, const Arrival *a) noexcept nogil:
-    """Does the server speak first there, as far as is known? Then nothing has to be waited for."""
+cdef inline bint _server_first(Worker *w, const ListenerConf *conf, const Service *s, const Arrival *a) noexcept nogil:
+    """Does the server speak first there, as far as is known? Then nothing has to be waited for. Where there are rules
+    nothing is skipped: what was learned once would refuse HTTP for good, without a look at the request."""
     cdef Destination nowhere
     cdef Destination to
+    if conf.policy != NULL or s.policy != NULL:
+        return False
     memset(&nowhere, 0, sizeof(Destination))
     detected_at(s, &a.to if a != NULL else &nowhere, &to)
     if not learned_server_first(area_detection(w.area, w.slot), &to, w.now_ms):
@@ -240,13 +243,13 @@ cdef inline void _settle(Worker *w, Conn *c, Arrival *a, bint http, int watch) n
 
 cdef inline void _arrived(Worker *w, Conn *c) noexcept nogil:
     """Plaintext, or TLS with its handshake done, on a transparent listener."""
+    cdef Listener *l = <Listener *>c.owner
     cdef Arrival a
     if not _arrival(w, c, &a):
         return
     if a.choice.reason or a.choice.protocol != PROTO_AUTO or _agreed_http2(c):
         _settle(w, c, &a, a.choice.protocol != PROTO_TCP, WATCH_NONE)
-    elif a.choice.shared == NULL and _server_first(
-            w, &(<Listener *>c.owner).snapshot.services[a.choice.service], &a):
+    elif a.choice.shared == NULL and _server_first(w, l.conf, &l.snapshot.services[a.choice.service], &a):
         _settle(w, c, &a, False, WATCH_LEARNED)
     else:
         conn_deadline(w, c, DETECT_MS)
@@ -475,9 +478,15 @@ cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
     conn_deadline(w, c, INBOUND_HANDSHAKE_MS)
 
 
-cdef inline uint8_t _alpn(const ListenerConf *conf) noexcept nogil:
-    """What may be agreed on with clients of the listener (bits of tls_open)."""
-    if conf.protocol != PROTO_TCP:
+cdef inline uint8_t _alpn(const Listener *l, const Conn *c) noexcept nogil:
+    """What may be agreed on with a client of the listener (bits of tls_open)."""
+    cdef const ListenerConf *conf = l.conf
+    cdef uint8_t protocol = conf.protocol
+    cdef Arrival a
+    if conf.transparent and original_destination(c.src.fd, &l.bound, &a.to):
+        choose(l.snapshot, conf, &a.to, is_own(&l.bound, &a.to), &a.choice)
+        protocol = a.choice.protocol
+    if protocol != PROTO_TCP:
         return TLS_ALPN_H1 | TLS_ALPN_H2 if conf.http2 else TLS_ALPN_H1
     # Opaque: what the file names; in the mesh HTTP/1.1 with those who offer it, and the others come in all the same.
     return TLS_ALPN_H1 | (TLS_ALPN_H2 if conf.tls == TLS_PUBLIC else TLS_ALPN_OPAQUE)
@@ -490,7 +499,7 @@ cdef inline bint open_tls(Worker *w, Conn *c) noexcept nogil:
     if mesh and identity_over(w.snapshot):
         _close(w, c, R_IDENTITY_EXPIRED)
         return False
-    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL, _alpn(l.conf)) != 0:
+    if ctx == NULL or tls_open(&w.tls, &c.tls, <SSL_CTX *>ctx, True, NULL, 0, NULL, _alpn(l, c)) != 0:
         _close(w, c, R_TLS_HANDSHAKE)
         return False
     w.tls_open += 1

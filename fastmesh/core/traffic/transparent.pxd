@@ -5,6 +5,7 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint8_t
 
 from fastmesh.core.base.reason cimport R_LOOP, R_NO_SERVICE, R_UNKNOWN_DESTINATION
+from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, ntohs, sockaddr_in
 from fastmesh.core.traffic.destination cimport (
     DEST_SHARED, Destination, DestinationEntry, destination_find, destination_sharer,
 )
@@ -17,6 +18,7 @@ cdef struct Choice:
     int32_t service               # index; with `shared` -1: not known yet
     const DestinationEntry *shared    # several services have the destination; NULL: one does
     uint8_t protocol              # enum Protocol: what is expected
+    uint16_t port                 # what rules call the port: the application's, also where the listener itself was dialled
     int reason                    # refused: enum Reason; 0: it goes on
 
 
@@ -50,6 +52,7 @@ cdef inline void choose(const Snapshot *s, const ListenerConf *conf, const Desti
     out.service = -1
     out.shared = NULL
     out.protocol = port.protocol if port != NULL else conf.protocol
+    out.port = to.port
     out.reason = 0
     if conf.inbound:
         out.service = conf.direct if own else port.service if port != NULL else -1
@@ -61,6 +64,9 @@ cdef inline void choose(const Snapshot *s, const ListenerConf *conf, const Desti
             port = port_by_service(conf, out.service)
             if port != NULL:
                 out.protocol = port.protocol
+                out.port = port.port
+            else:
+                out.port = _endpoint_port(&s.services[out.service], to.port)
     elif own:
         out.reason = R_LOOP                      # passed through it would come back here, for ever
         return
@@ -88,6 +94,15 @@ cdef inline const PortConf *port_by_service(const ListenerConf *conf, int32_t se
     return NULL
 
 
+cdef inline uint16_t _endpoint_port(const Service *service, uint16_t otherwise) noexcept nogil:
+    """That of its endpoints, which have the same one; a Unix socket has none."""
+    cdef const sockaddr_in *address
+    if service.nendpoints == 0 or service.endpoints[0].keep_port:
+        return otherwise
+    address = <const sockaddr_in *>&service.endpoints[0].address     # an IPv6 address has it in the same place
+    return ntohs(address.sin_port) if address.sin_family in (AF_INET, AF_INET6) else otherwise
+
+
 cdef inline int32_t sharer_by_name(Snapshot *s, const DestinationEntry *shared, const char *name,
                                    size_t n) noexcept nogil:
     """The one of those that share a destination which has that name (of Host, or in a TLS hello); -1: none."""
@@ -100,10 +115,11 @@ cdef inline int32_t sharer_by_name(Snapshot *s, const DestinationEntry *shared, 
 
 
 cdef inline Service *route_original(Snapshot *s, const ListenerConf *conf, const Destination *to, bint own,
-                                    const char *authority, size_t n) noexcept nogil:
-    """The service of a request that came on a connection to `to`, for `authority`; NULL: none."""
+                                    const char *authority, size_t n, uint16_t *port) noexcept nogil:
+    """The service of a request that came on a connection to `to`, for `authority`; NULL: none. `port`: for rules."""
     cdef Choice choice
     choose(s, conf, to, own, &choice)
+    port[0] = choice.port
     if choice.shared != NULL:
         choice.service = sharer_by_name(s, choice.shared, authority, n)
     elif choice.reason or s.services[choice.service].original:
