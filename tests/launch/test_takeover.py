@@ -16,7 +16,7 @@ from kit.limits import wait_until
 from kit.ports import free_port
 from kit.upstream import answering
 
-from fastmesh.host.launch import isolation
+from fastmesh.host.launch import isolation, takeover
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are made by root here")
 
@@ -297,3 +297,13 @@ def test_a_kernel_that_gives_users_no_namespaces(monkeypatch):
     with pytest.raises(isolation.IsolationError, match="gives users no namespaces of their own") as caught:
         isolation.Namespace([])
     assert "run this as root, or with --explicit alone" in str(caught.value)
+
+
+def test_names_of_cgroups():
+    assert takeover.plain_label('a"; b/ü.yaml') == "a---b--.yaml"
+    assert len(takeover.plain_label("x" * 300)) == 64
+    for path in ("", "/system.slice/a\\x2db.service"):
+        assert takeover.usable(path) == path
+    for path in ("/..", "/a/../b", '/a"b', "/a;b", "/a b", "/a//b"):
+        with pytest.raises(takeover.TakeoverError, match="use --isolate"):
+            takeover.usable(path)

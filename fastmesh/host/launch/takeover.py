@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from fastmesh.host.launch.plan import Plan
 
+# What `config` takes for a cgroup, which is not imported here (see above).
+_CGROUP = re.compile(r"(/[A-Za-z0-9_.@:\\+=,~-]+)*")
+_LABEL = 64
 _RMDIR_S = 2.0
 _POLL_S = 0.01
 
@@ -92,7 +96,7 @@ class CgroupTakeover(Takeover):
                 "taking traffic over needs root (CAP_NET_ADMIN); without it, --explicit tells the command of "
                 "its proxy by http_proxy, and --isolate puts it into a user namespace of its own"
             )
-        path = os.path.join(_own_cgroup(), f"fastmesh-{self.plan.label}-{os.getpid()}")
+        path = os.path.join(_own_cgroup(), f"fastmesh-{plain_label(self.plan.label)}-{os.getpid()}")
         try:
             os.mkdir(path)
         except OSError as error:
@@ -276,6 +280,21 @@ def _in_child(work: Callable[[], None]) -> None:
         raise TakeoverError(text or "an error inside fastmesh, see above")
 
 
+def plain_label(label: str) -> str:
+    """A label as part of the name of a cgroup: it may come from a file of any name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", label)[:_LABEL]
+
+
+def usable(path: str) -> str:
+    """The cgroup that we are in, if rules can name those below it. Raises TakeoverError."""
+    if not _CGROUP.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise TakeoverError(
+            f"rules cannot name a cgroup below the one that this runs in ({path!r}); run it in one with a "
+            "plain name, or use --isolate"
+        )
+    return path
+
+
 def _own_cgroup() -> str:
     """The directory of our own cgroup v2."""
     mount = None
@@ -293,5 +312,5 @@ def _own_cgroup() -> str:
         for line in file:
             number, _, path = line.rstrip("\n").split(":", 2)
             if number == "0":
-                return mount + path.rstrip("/")
+                return mount + usable(path.rstrip("/"))
     raise TakeoverError("this process is in no cgroup v2; use --isolate")
