@@ -38,12 +38,15 @@ class Guard:
             poll.register(us, select.POLLIN)
             poll.poll()
             takeover.kill()
-            kill_until_gone(lambda: marked(mark), _KILL_S)
+            left = kill_until_gone(lambda: marked(mark), _KILL_S)
             for sidecar in sidecars:
                 if wait_until_gone(lambda name=sidecar: marked(name), _SIDECAR_S):  # type: ignore[misc]
                     kill_until_gone(lambda name=sidecar: marked(name), _KILL_S)  # type: ignore[misc]
-            takeover.down(surely_up=True)
-            say(f"run ({label}) was killed; the command, its sidecar and the interception have been ended")
+            takeover.down(surely_up=True, left=left)
+            if not left:
+                say(
+                    f"run ({label}) was killed; the command, its sidecar and the interception have been ended"
+                )
             return 0
 
         try:

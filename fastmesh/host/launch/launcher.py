@@ -74,6 +74,8 @@ class Launcher:
         # SIGTERM, until the sidecar accepts nothing more for the command; it is so.
         self._withheld: int | None = None
         self._withdrawing = False
+        # What could not be killed.
+        self._left: list[int] = []
 
     @property
     def _sidecar(self) -> Sidecar:
@@ -98,12 +100,11 @@ class Launcher:
         self._timers.after("timeout", plan.timeout_s, self._too_slow)
         for sidecar in self._sidecars:
             self._start(sidecar)
-        try:
-            while self._phase != "end":
-                self._turn()
-        finally:
-            self._takeover.down()
-            guard.dismiss()
+        # After an error inside this, the guard ends what runs before it removes the interception.
+        while self._phase != "end":
+            self._turn()
+        self._takeover.down(left=self._left)
+        guard.dismiss()
         return self._exit
 
     # the loop
@@ -297,7 +298,7 @@ class Launcher:
     def _drained(self) -> None:
         if not any(one.pid for one in self._sidecars):
             # Workers whose supervisor has died have no deadline that anybody watches.
-            kill_until_gone(self._any, _KILL_S)
+            self._left = kill_until_gone(self._any, _KILL_S)
             self._phase = "end"
 
     def _any(self) -> list[int]:

@@ -24,7 +24,7 @@ from fastmesh.host.sockets import ListenError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastmesh.host.launch.plan import Plan
 
@@ -44,8 +44,8 @@ class Takeover:
 
     `prepare` comes first and `up` when the sidecar is ready; `enter` is called in the process that becomes
     the command; `kill` ends all that is where the command is, if that can be told; `down` comes last, after
-    `up` or not (a copy of this object may not know: `surely_up`), and says itself what goes wrong. The others
-    raise TakeoverError, `enter` OSError.
+    `up` or not (a copy of this object may not know: `surely_up`), and says itself what goes wrong. `left`
+    could not be ended: their traffic stays taken over. The others raise TakeoverError, `enter` OSError.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -78,7 +78,7 @@ class Takeover:
     def let_go(self) -> None:
         """Close all that is held open: this copy of the object is for `kill` and `down` only."""
 
-    def down(self, *, surely_up: bool = False) -> None:
+    def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
         pass
 
 
@@ -129,7 +129,13 @@ class CgroupTakeover(Takeover):
         with contextlib.suppress(OSError), open(f"{self._path}/cgroup.kill", "w", encoding="ascii") as file:
             file.write("1")
 
-    def down(self, *, surely_up: bool = False) -> None:
+    def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
+        if left:
+            say(
+                f"run: the interception of {self._path} stays, for what cannot be killed: "
+                f"{', '.join(map(str, left))}; `fastmesh intercept down --cgroup {self._path}` removes it"
+            )
+            return
         if self._up or surely_up:
             try:
                 _in_child(self._remove)
@@ -205,7 +211,7 @@ class NamespaceTakeover(Takeover):
         for sock in self._outside.values():
             sock.close()
 
-    def down(self, *, surely_up: bool = False) -> None:
+    def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
         """The rules go with the namespace, when its last process has gone."""
         self.let_go()
         if self._directory:
