@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from kit.intercept import IN, OUT, Host, configuration, intercept, leave_alone, take_over
 
 from fastmesh.config import load
-from fastmesh.host.intercept import InterceptError, Selection, rules_in_force
+from fastmesh.host.intercept import InterceptError, Selection, namespace, rules_in_force
 
 Hosts = tuple[Host, Host]
 ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
@@ -291,3 +293,38 @@ def test_a_rule_that_the_kernel_refuses(
     with pytest.raises(InterceptError, match="the kernel has not all that the rules need"):
         take_over(config, app)
     assert app.state() == before
+
+
+def test_nobody_else_can_hold_the_lock(hosts: Hosts, tmp_path: Path) -> None:
+    """A network namespace's own file is anybody's to open, and to lock for ever."""
+    config = configuration(tmp_path, "{outbound: {}}")
+    with Path(f"/run/netns/{hosts[0].name}").open("rb") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        take_over(config, hosts[0])
+        leave_alone(hosts[0])
+    with namespace.inside(hosts[0].name, lambda place: os.fdopen(os.dup(place.lock))) as lock:
+        found = os.fstat(lock.fileno())
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+        # The copy holds it on, as a program does that outlives us.
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterceptError, match="at work in network"):
+            patch.setattr(namespace, "PATIENCE", 0.1)
+            namespace.inside(hosts[0].name, lambda _: None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away, as root can")
+def test_locks_that_somebody_else_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = tmp_path / "locks"
+    monkeypatch.setattr(namespace, "LOCKS", str(locks))
+    namespace.inside(None, lambda _: None)
+    assert stat.S_IMODE(locks.stat().st_mode) == 0o700
+    locks.chmod(0o777)
+    with pytest.raises(InterceptError, match="is not root's alone to write"):
+        namespace.inside(None, lambda _: None)
+    locks.chmod(0o700)
+    os.chown(locks, 65534, 65534)
+    with pytest.raises(InterceptError, match="is not root's alone to write"):
+        namespace.inside(None, lambda _: None)
+    monkeypatch.setattr(namespace, "LOCKS", str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(locks)
+    with pytest.raises(InterceptError, match="where locks are kept, cannot be used"):
+        namespace.inside(None, lambda _: None)
