@@ -307,3 +307,22 @@ def test_names_of_cgroups():
     for path in ("/..", "/a/../b", '/a"b', "/a;b", "/a b", "/a//b"):
         with pytest.raises(takeover.TakeoverError, match="use --isolate"):
             takeover.usable(path)
+
+
+def test_the_sockets_inside_are_not_inherited():
+    namespace = isolation.Namespace([("outbound", "127.0.0.1", 4005)])
+    try:
+        assert [sock.get_inheritable() for sock in namespace.sockets.values()] == [False]
+    finally:
+        namespace.close()
+
+
+def test_an_installation_that_is_killed_may_have_been_done():
+    def work():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    one = takeover.CgroupTakeover(None)
+    one._install = work
+    with pytest.raises(takeover.TakeoverError):
+        one.up()
+    assert one._up

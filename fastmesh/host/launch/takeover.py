@@ -11,11 +11,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 
 from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside
+from fastmesh.host.launch.kernel import die_with_parent
 from fastmesh.host.launch.processes import fork
 from fastmesh.host.launch.sidecar import Sidecar
 from fastmesh.host.process import say
@@ -106,8 +108,9 @@ class CgroupTakeover(Takeover):
         self._path = path
 
     def up(self) -> None:
-        _in_child(self._install)
+        # Whatever becomes of the child: killed, it may have done it.
         self._up = True
+        _in_child(self._install)
 
     def _install(self) -> None:
         from fastmesh.host.intercept import Selection, up
@@ -249,7 +252,11 @@ def _in_child(work: Callable[[], None]) -> None:
     """Do it in a process that ends with it. Raises TakeoverError with what goes wrong there."""
     read, write = os.pipe2(os.O_CLOEXEC)
 
+    parent = os.getpid()
+
     def attempt() -> int:
+        # Whoever cleans up after us must not have it at work at the same time.
+        die_with_parent(signal.SIGKILL, parent)
         os.close(read)
         try:
             work()
