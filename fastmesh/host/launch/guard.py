@@ -23,7 +23,10 @@ _SIDECAR_S = 5.0
 
 
 class Guard:
-    """The process. Start it while signals are blocked; `sidecars` are the marks of theirs."""
+    """The process. Start it while signals are blocked; `sidecars` are the marks of theirs.
+
+    `pid` is 0 after it has been reaped.
+    """
 
     def __init__(self, label: str, mark: str, sidecars: list[str], takeover: Takeover) -> None:
         us = os.pidfd_open(os.getpid())
@@ -56,5 +59,7 @@ class Guard:
 
     def dismiss(self) -> None:
         """Everything has been cleaned up."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
