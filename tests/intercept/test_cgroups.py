@@ -213,3 +213,12 @@ def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cgroups.relative(text) == wanted
         assert table_of(Selection(cgroup=text)) == table_of(Selection(cgroup="a/b"))
     assert [cgroups.level(path) for path in ("a", "a/b/c")] == [1, 3]
+
+
+@pytest.mark.parametrize("path", ["./x", "a/../x", "../x", 'a"; flush ruleset; "', "a b", "a;b", "a\nb"])
+def test_no_path_of_a_cgroup(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Rules would never match, or say something else."""
+    monkeypatch.setattr(cgroups, "mounts", lambda: ["/sys/fs/cgroup"])
+    for text in (path, f"/sys/fs/cgroup/{path}"):
+        with pytest.raises(InterceptError, match="is no cgroup, expected a cgroup"):
+            table_of(Selection(cgroup=text))

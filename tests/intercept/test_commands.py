@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.intercept import IN, OUT, Host, configuration, intercept, leave_alone, take_over
 
 from fastmesh.config import load
-from fastmesh.host.intercept import InterceptError, Selection, rules_in_force
+from fastmesh.host.intercept import InterceptError, Selection, apply, namespace, routes, rules_in_force
 
 Hosts = tuple[Host, Host]
 ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
@@ -111,7 +114,11 @@ def test_routes_changed_by_hand(hosts: Hosts, tmp_path: Path) -> None:
     before = app.state()
     config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
     take_over(config, app)
-    whole = [app.sh(f"ip {family} rule") for family in ("-4", "-6")]
+
+    def rules() -> list[list[str]]:
+        return [sorted(app.sh(f"ip {family} rule").splitlines()) for family in ("-4", "-6")]
+
+    whole = rules()
     table = app.sh("ip -4 rule").partition("fwmark ")[2].split()[2]
     for change in (
         f"-4 rule del lookup {table}",
@@ -124,7 +131,20 @@ def test_routes_changed_by_hand(hosts: Hosts, tmp_path: Path) -> None:
         assert take_over(config, app) == [
             "policy routes had been changed by hand since `up`: they are restored"
         ]
-        assert [app.sh(f"ip {family} rule") for family in ("-4", "-6")] == whole
+        assert rules() == whole
+    # One that is there as it should be is not even touched: packets are on their way.
+    app.sh(f"ip -4 rule add from 10.9.9.9 lookup {table}")
+    with pytest.MonkeyPatch.context() as patch:
+        done = []
+        ip = routes._ip
+
+        def noted(place: Any, family: int, *arguments: str, may_fail: bool = False) -> str:
+            done.append(arguments[:2])
+            return ip(place, family, *arguments, may_fail=may_fail)
+
+        patch.setattr(routes, "_ip", noted)
+        take_over(config, app)
+    assert [one for one in done if one[0] == "rule"] == [("rule", "del")]
     leave_alone(app)
     assert app.state() == before
 
@@ -291,3 +311,68 @@ def test_a_rule_that_the_kernel_refuses(
     with pytest.raises(InterceptError, match="the kernel has not all that the rules need"):
         take_over(config, app)
     assert app.state() == before
+
+
+def test_an_error_when_the_rules_are_in_force(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are rules with their routes, or neither."""
+    app, _ = hosts
+    before = app.state()
+    config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
+    from fastmesh.host.intercept import nft
+
+    def late(place: namespace.Place, text: str, dry: bool = False, load: Any = nft.load) -> None:
+        load(place, text, dry=dry)
+        if "chain about" in text and not dry:
+            raise InterceptError("it did not end")
+
+    with monkeypatch.context() as patch, pytest.raises(InterceptError, match="it did not end"):
+        patch.setattr(nft, "load", late)
+        take_over(config, app)
+    assert app.state() == before
+    redirect = configuration(tmp_path, f"{{method: redirect, {ALL}}}", name="redirect")
+    take_over(redirect, app)
+    redirect.write_text(config.read_text())
+    with monkeypatch.context() as patch, pytest.raises(InterceptError, match="it did not end"):
+        patch.setattr(nft, "load", late)
+        take_over(redirect, app)
+    found = namespace.inside(app.name, apply.read_all)
+    assert [(one.plan and one.plan.method, one.routed) for one in found] == [("tproxy", True)]
+    leave_alone(app)
+    assert app.state() == before
+
+
+def test_nobody_else_can_hold_the_lock(hosts: Hosts, tmp_path: Path) -> None:
+    """A network namespace's own file is anybody's to open, and to lock for ever."""
+    config = configuration(tmp_path, "{outbound: {}}")
+    with Path(f"/run/netns/{hosts[0].name}").open("rb") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        take_over(config, hosts[0])
+        leave_alone(hosts[0])
+    with namespace.inside(hosts[0].name, lambda place: os.fdopen(os.dup(place.lock))) as lock:
+        found = os.fstat(lock.fileno())
+        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+        # The copy holds it on, as a program does that outlives us.
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterceptError, match="at work in network"):
+            patch.setattr(namespace, "PATIENCE", 0.1)
+            namespace.inside(hosts[0].name, lambda _: None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away, as root can")
+def test_locks_that_somebody_else_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = tmp_path / "locks"
+    monkeypatch.setattr(namespace, "LOCKS", str(locks))
+    namespace.inside(None, lambda _: None)
+    assert stat.S_IMODE(locks.stat().st_mode) == 0o700
+    locks.chmod(0o777)
+    with pytest.raises(InterceptError, match="is not root's alone to write"):
+        namespace.inside(None, lambda _: None)
+    locks.chmod(0o700)
+    os.chown(locks, 65534, 65534)
+    with pytest.raises(InterceptError, match="is not root's alone to write"):
+        namespace.inside(None, lambda _: None)
+    monkeypatch.setattr(namespace, "LOCKS", str(tmp_path / "link"))
+    (tmp_path / "link").symlink_to(locks)
+    with pytest.raises(InterceptError, match="where locks are kept, cannot be used"):
+        namespace.inside(None, lambda _: None)

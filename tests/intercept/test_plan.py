@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from kit.intercept import configuration
 
 from fastmesh.config import load
 from fastmesh.config.intercept_values import ROUTE_MARKS
-from fastmesh.host.intercept import InterceptError, Plan, Selection, ruleset
+from fastmesh.host.intercept import InterceptError, Plan, Selection, apply, ruleset, words
 from fastmesh.host.intercept.plan import check_against, make_plan, unheard
 from fastmesh.host.intercept.selection import is_ours, route_mark, table_of
 
@@ -215,6 +217,22 @@ def test_a_table_knows_its_plan(tmp_path: Path) -> None:
     assert ruleset.plan_in(rules[:-1]) is None
     assert ruleset.plan_in([]) is None
     assert ruleset.plan_in([{"rule": {"chain": "about", "comment": "?", "expr": []}}]) is None
+
+
+@pytest.mark.parametrize("text", [b"0" * (1 << 22), b'{"a":' + b"[" * 100_000])
+def test_a_table_that_somebody_else_has_written(text: bytes) -> None:
+    """Root in a container writes there what it likes, and we read it on the host."""
+    comment = base64.b64encode(zlib.compress(text, 9)).decode()
+    assert ruleset.plan_in([{"rule": {"chain": "about", "comment": comment, "expr": []}}]) is None
+
+
+def test_names_are_shown_as_text(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "outbound: {}")
+    plan = msgspec.structs.replace(plan, workload="a\x1b[2J", owner="b\nc", cgroup="d\x1b")
+    assert plan.for_whom() == "a\\x1b[2J (b\\nc)"
+    lines = words.told(apply.InForce(table=plan.table, plan=plan, state="same"), "here")
+    assert "of cgroup d\\x1b in here" in lines[0]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_the_seal_is_about_what_people_change() -> None:

@@ -149,3 +149,21 @@ def test_a_run_within_a_run(launch, config, tmp_path):
     run.family()
     os.kill(run.pid, signal.SIGKILL)
     run.wait_gone()
+
+
+def test_helpers_that_die(launch, config):
+    """The guard is replaced, and nobody else gets what is meant for it."""
+    read, write = os.pipe()
+    run = launch(config, "sh", "-c", "echo ready; read line", stdin=read)
+    os.close(read)
+    run.wait_out("ready")
+    guard, witness = run.find("guard"), run.find("witness")
+    os.kill(witness, signal.SIGKILL)
+    run.wait_err(f"run: the witness (pid {witness}) was killed by SIGKILL; ")
+    os.kill(guard, signal.SIGKILL)
+    run.wait_err(f"run: the guard (pid {guard}) was killed by SIGKILL; it is started again")
+    wait_until(lambda: any("guard" in title for title in run.tree()), "another guard")
+    assert run.find("guard") != guard
+    os.close(write)
+    assert run.wait() == 1
+    run.wait_gone()

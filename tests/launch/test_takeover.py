@@ -16,7 +16,7 @@ from kit.limits import wait_until
 from kit.ports import free_port
 from kit.upstream import answering
 
-from fastmesh.host.launch import isolation
+from fastmesh.host.launch import isolation, takeover
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are made by root here")
 
@@ -297,3 +297,32 @@ def test_a_kernel_that_gives_users_no_namespaces(monkeypatch):
     with pytest.raises(isolation.IsolationError, match="gives users no namespaces of their own") as caught:
         isolation.Namespace([])
     assert "run this as root, or with --explicit alone" in str(caught.value)
+
+
+def test_names_of_cgroups():
+    assert takeover.plain_label('a"; b/ü.yaml') == "a---b--.yaml"
+    assert len(takeover.plain_label("x" * 300)) == 64
+    for path in ("", "/system.slice/a\\x2db.service"):
+        assert takeover.usable(path) == path
+    for path in ("/..", "/a/../b", '/a"b', "/a;b", "/a b", "/a//b"):
+        with pytest.raises(takeover.TakeoverError, match="use --isolate"):
+            takeover.usable(path)
+
+
+def test_the_sockets_inside_are_not_inherited():
+    namespace = isolation.Namespace([("outbound", "127.0.0.1", 4005)])
+    try:
+        assert [sock.get_inheritable() for sock in namespace.sockets.values()] == [False]
+    finally:
+        namespace.close()
+
+
+def test_an_installation_that_is_killed_may_have_been_done():
+    def work():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    one = takeover.CgroupTakeover(None)
+    one._install = work
+    with pytest.raises(takeover.TakeoverError):
+        one.up()
+    assert one._up

@@ -72,6 +72,8 @@ def read(place: Place, table: str) -> InForce | None:
         return None
     listed = nft.table(place, table) or []
     plan, seal = ruleset.plan_in(listed), ruleset.seal_in(listed)
+    if plan is not None and plan.table != table:
+        plan = None  # not what `up` wrote
     now = ruleset.seal_of(listed)
     state: Literal["same", "changed", "unknown"] = "changed"
     if seal == now and plan is not None:
@@ -126,23 +128,32 @@ def _up(place: Place, loaded: Loaded, selection: Selection, strangers: bool) -> 
 
 
 def _replace(place: Place, plan: Plan, before: InForce | None) -> None:
-    earlier = None if before is None else before.plan
     try:
         if plan.method == "tproxy":
             routes.ensure(place, plan)
         nft.load(place, ruleset.transaction(plan))
     except BaseException:
         with contextlib.suppress(InterceptError):
-            if earlier is not None and earlier.method == "tproxy":
-                routes.ensure(place, earlier)
-            else:
-                routes.remove(place, plan.table)
+            _take_back(place, plan.table, before)
         raise
     if plan.method != "tproxy":
         routes.remove(place, plan.table)
     # All is in force by now: without its seal it is, too.
     with contextlib.suppress(InterceptError):
         nft.load(place, ruleset.sealing(plan, nft.table(place, plan.table) or []))
+
+
+def _take_back(place: Place, table: str, before: InForce | None) -> None:
+    """After an error, which may have come when nft had done all: no table without its routes."""
+    if before is None:
+        nft.load(place, "\n".join([*ruleset.removal(table), ""]))
+        routes.remove(place, table)
+        return
+    now = read(place, table)
+    if now is None or (now.plan is not None and now.plan.method != "tproxy"):
+        routes.remove(place, table)
+    elif now.plan is not None:
+        routes.ensure(place, now.plan)
 
 
 def _remarks(plan: Plan, before: InForce | None) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import re
 from typing import Final
 
+from fastmesh.config.intercept_values import parse_cgroup
 from fastmesh.host.intercept.errors import InterceptError
 from fastmesh.host.intercept.syscalls import bind_mount, private_mounts
 
@@ -33,12 +34,18 @@ def mounts() -> list[str]:
 
 
 def relative(path: str) -> str:
-    """A cgroup as rules name it: below the root of the hierarchy. `path` may be its directory, too."""
+    """A cgroup as rules name it: below the root of the hierarchy. `path` may be its directory, too.
+    InterceptError for what is none: the kernel would never find it so, or nft read more into it.
+    """
     for point in sorted(mounts(), key=len, reverse=True):
         if path.startswith(f"{point.rstrip('/')}/"):
             path = path[len(point.rstrip("/")) :]
             break
-    return "/".join(part for part in path.split("/") if part)
+    path = "/".join(part for part in path.split("/") if part)
+    try:
+        return parse_cgroup(path) if path else ""
+    except ValueError as error:
+        raise InterceptError(str(error)) from None
 
 
 def number(path: str) -> int:

@@ -1,16 +1,19 @@
 """Being in a network namespace for a while, as the only one of our kind who changes it.
 
 A namespace belongs to a thread: what is done in another one runs in a thread of its own, and the programs
-that it starts are there too. The lock is on the namespace itself (flock(2) on its file), so it needs no
-directory, and goes with the process that holds it. Programs that we start inherit it: one that outlives us,
-because we were killed, still finishes alone.
+that it starts are there too. The lock (flock(2)) goes with the process that holds it, and programs that we
+start inherit it: one that outlives us, because we were killed, still finishes alone. It is on a file that
+only root can open, named after the namespace: the namespace's own file is anybody's to lock. That one serves
+where there is no other to be had: in a user namespace of one's own, and where /run cannot be written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from fastmesh.host.intercept.syscalls import enter_network
 
 NAMED: Final = "/run/netns"
 OWN: Final = "/proc/thread-self/ns/net"
+LOCKS: Final = "/run/fastmesh"
 # Seconds to wait for somebody else's `up` or `down`: each takes a fraction of one.
 PATIENCE: Final = 15.0
 _POLL: Final = 0.02
@@ -107,8 +111,56 @@ def _enter(fd: int, words: str) -> None:
         raise InterceptError(f"{words} cannot be entered: {why}; that needs root (CAP_SYS_ADMIN)") from None
 
 
+def _lock_file() -> int:
+    """The file to lock for the network namespace that this thread is in."""
+    if not _is_root():
+        return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    here = os.stat(OWN)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(LOCKS, 0o700)
+        directory = os.open(LOCKS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _require_ours(directory, LOCKS)
+            name = f"netns-{here.st_dev}-{here.st_ino}.lock"
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOENT):
+            return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        why = (error.strerror or str(error)).lower()
+        raise InterceptError(
+            f"{LOCKS}, where locks are kept, cannot be used: {why}; make it a directory of root's"
+        ) from None
+    try:
+        _require_ours(fd, f"{LOCKS}/{name}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_root() -> bool:
+    """Root of the host, not of a user namespace."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/thread-self/uid_map", encoding="ascii") as file:
+        return file.read().split() == ["0", "0", "4294967295"]
+
+
+def _require_ours(fd: int, path: str) -> None:
+    """InterceptError if others could have put it there, or something into it."""
+    found = os.fstat(fd)
+    if found.st_uid != 0 or stat.S_IMODE(found.st_mode) & 0o022:
+        raise InterceptError(
+            f"{path}, where locks are kept, is not root's alone to write; look at who made it, then remove it"
+        )
+
+
 def _locked(words: str) -> int:
-    fd = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _lock_file()
     end = time.monotonic() + PATIENCE
     while True:
         try:

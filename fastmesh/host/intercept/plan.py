@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from fastmesh.config.errors import plain
 from fastmesh.config.intercept_checks import taking
 from fastmesh.config.loader import Loaded
 from fastmesh.config.schema import Listener
@@ -66,7 +67,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def for_whom(self) -> str:
         """The sidecar in words."""
-        return f"{self.workload} ({self.owner})" if self.workload is not None else self.owner
+        owner = plain(self.owner, 1024)
+        return f"{plain(self.workload, 1024)} ({owner})" if self.workload is not None else owner
 
 
 def make_plan(loaded: Loaded, selection: Selection) -> Plan:

@@ -105,7 +105,8 @@ def _findings(place: Place, loaded: Loaded, selection: Selection) -> Iterator[Fi
     yield from (Finding(False, text) for text in wrong)
     if not wrong:
         yield Finding(True, "rules are in force, as `up` made them")
-    yield from _proof(place, found.plan or plan)
+    # Not by what is said there: whoever is root in a container can have written it.
+    yield from _proof(place, plan)
 
 
 # -- connections ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any, Final
 
 from fastmesh.host.intercept import programs
@@ -32,13 +33,17 @@ def ensure(place: Place, plan: Plan) -> bool:
     changed = False
     for family in _families():
         wanted = _rules(plan, family)
-        # One that is there once, and as it should be, stays: packets are on their way.
+        # What is there as it should be stays, and what is missing comes first: packets are on their way.
         there = [_seen(rule) for rule in _listed(place, family, number)]
-        if there != wanted:
+        if sorted(there) != sorted(wanted):
             changed = True
-            _clear_rules(place, family, number)
-            for rule in wanted:
-                _ip(place, family, "rule", "add", *rule.split())
+            _add(place, family, there, wanted)
+            if superfluous := list((Counter(there) - Counter(wanted)).elements()):
+                for rule in superfluous:
+                    _ip(place, family, "rule", "del", *rule.split())
+                # Of two that look the same here it may have been the right one.
+                there = [_seen(rule) for rule in _listed(place, family, number)]
+                _add(place, family, there, wanted)
         if not _local(place, family, number):
             changed = True
             _ip(place, family, "route", "replace", "local", "default", "dev", "lo", "table", str(number))
@@ -49,7 +54,7 @@ def are_there(place: Place, plan: Plan) -> bool:
     """Whether all routes of a plan are in force."""
     number = route_mark(plan.table)
     return all(
-        [_seen(rule) for rule in _listed(place, family, number)] == _rules(plan, family)
+        sorted(map(_seen, _listed(place, family, number))) == sorted(_rules(plan, family))
         and _local(place, family, number)
         for family in _families()
     )
@@ -69,7 +74,7 @@ def remove(place: Place, table: str) -> bool:
 
 
 def _rules(plan: Plan, family: int) -> list[str]:
-    """The rules of a plan, as arguments of `ip rule add`, in the order in which they are listed."""
+    """The rules of a plan, as arguments of `ip rule add`."""
     number = route_mark(plan.table)
     out = []
     if plan.outgoing is not None:
@@ -77,6 +82,12 @@ def _rules(plan: Plan, family: int) -> list[str]:
     if plan.incoming is not None:
         out.append(f"priority {PRIORITY} from {_LOOPBACK[family]} iif lo lookup {number}")
     return out
+
+
+def _add(place: Place, family: int, there: list[str], wanted: list[str]) -> None:
+    for rule in wanted:
+        if rule not in there:
+            _ip(place, family, "rule", "add", *rule.split())
 
 
 def _seen(rule: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ ABOUT: Final = "about"
 SEAL: Final = "seal"
 # Comments of the rules that count: show and check know them by these.
 COUNTS: Final = {"outgoing": "taken outgoing", "incoming": "taken incoming"}
+_MAX_PLAN: Final = 1 << 20
 _COMMENT: Final = 120  # a comment of a rule has at most 128 bytes
 # The first packet of a connection: SYN without ACK, RST and FIN.
 _FIRST: Final = "tcp flags & (fin|syn|rst|ack) == syn"
@@ -91,8 +92,10 @@ def plan_in(listed: list[dict[str, Any]]) -> Plan | None:
     """The plan that a listed table holds; None if it is not there or not whole."""
     text = "".join(_comments(listed, ABOUT))
     try:
-        return msgspec.json.decode(zlib.decompress(base64.b64decode(text, validate=True)), type=Plan)
-    except (ValueError, zlib.error, msgspec.MsgspecError):
+        data = base64.b64decode(text, validate=True)
+        # Whoever is root in a container writes there what they like.
+        return msgspec.json.decode(zlib.decompressobj().decompress(data, _MAX_PLAN), type=Plan)
+    except (ValueError, zlib.error, msgspec.MsgspecError, RecursionError):
         return None
 
 

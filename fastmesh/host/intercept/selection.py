@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from fastmesh.config.errors import plain
 from fastmesh.config.intercept_values import ROUTE_MARKS
 from fastmesh.host.intercept import cgroups
 from fastmesh.host.intercept.errors import InterceptError
@@ -60,7 +61,7 @@ def of_whom(uid: int | None, cgroup: str | None) -> str:
     """The selection in words, behind "traffic"."""
     if uid is not None:
         return f"of user {user_text(uid)}"
-    return f"of cgroup {cgroup}" if cgroup is not None else "of everybody"
+    return f"of cgroup {plain(cgroup, 1024)}" if cgroup is not None else "of everybody"
 
 
 def uid_of(user: str) -> int:

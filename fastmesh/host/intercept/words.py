@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fastmesh.config.errors import plain
 from fastmesh.config.intercept_values import format_mark
 from fastmesh.config.values import alternatives
 from fastmesh.host.intercept.apply import InForce, lost_cgroups
@@ -51,14 +52,15 @@ def warnings(found: InForce) -> list[str]:
         out.append(f"policy routes that tproxy needs are missing or changed; {again} to restore them")
     for path in [] if found.plan is None else lost_cgroups(found.plan):
         out.append(
-            f"cgroup {path} was removed since `up`, and rules do not know one that is made anew; {again}"
+            f"cgroup {plain(path, 1024)} was removed since `up`, and rules do not know one that is made anew"
+            f"; {again}"
         )
     return out
 
 
 def _row(name: str, texts: list[str]) -> Iterator[str]:
     for index, text in enumerate(texts):
-        yield f"  {name if not index else '':<9} {text}"
+        yield f"  {name if not index else '':<9} {plain(text, 4096)}"
 
 
 def _outgoing(outgoing: Outgoing | None) -> list[str]:

@@ -23,7 +23,10 @@ _SIDECAR_S = 5.0
 
 
 class Guard:
-    """The process. Start it while signals are blocked; `sidecars` are the marks of theirs."""
+    """The process. Start it while signals are blocked; `sidecars` are the marks of theirs.
+
+    `pid` is 0 after it has been reaped.
+    """
 
     def __init__(self, label: str, mark: str, sidecars: list[str], takeover: Takeover) -> None:
         us = os.pidfd_open(os.getpid())
@@ -38,12 +41,15 @@ class Guard:
             poll.register(us, select.POLLIN)
             poll.poll()
             takeover.kill()
-            kill_until_gone(lambda: marked(mark), _KILL_S)
+            left = kill_until_gone(lambda: marked(mark), _KILL_S)
             for sidecar in sidecars:
                 if wait_until_gone(lambda name=sidecar: marked(name), _SIDECAR_S):  # type: ignore[misc]
                     kill_until_gone(lambda name=sidecar: marked(name), _KILL_S)  # type: ignore[misc]
-            takeover.down(surely_up=True)
-            say(f"run ({label}) was killed; the command, its sidecar and the interception have been ended")
+            takeover.down(surely_up=True, left=left)
+            if not left:
+                say(
+                    f"run ({label}) was killed; the command, its sidecar and the interception have been ended"
+                )
             return 0
 
         try:
@@ -53,5 +59,7 @@ class Guard:
 
     def dismiss(self) -> None:
         """Everything has been cleaned up."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0

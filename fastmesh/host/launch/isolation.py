@@ -79,6 +79,8 @@ class Namespace:
 
     def _take(self, pid: int, inside: list[tuple[str, str, int]]) -> None:
         said, fds, _, _ = socket.recv_fds(self._line, 4096, len(inside) + 1)
+        for fd in fds:
+            os.set_inheritable(fd, False)
         text = said.decode(errors="replace")
         if text != "made":
             raise IsolationError(text.removeprefix("error ") or "the network namespace could not be made")

@@ -52,6 +52,8 @@ _WITHDRAW_S = 1.0
 # What the command leaves behind may take so long to end after SIGTERM.
 _LEAVE_S = 5.0
 _KILL_S = 5.0
+# Before a guard that has died is started again.
+_GUARD_S = 0.5
 
 
 class Launcher:
@@ -70,10 +72,15 @@ class Launcher:
         self._takeover = Takeover.of(plan)
         self._application = Application(plan, self._mark)
         self._sidecars: list[Sidecar] = []
-        self._helpers: set[int] = set()
         # SIGTERM, until the sidecar accepts nothing more for the command; it is so.
         self._withheld: int | None = None
         self._withdrawing = False
+        # What could not be killed.
+        self._left: list[int] = []
+
+    @property
+    def _helpers(self) -> set[int]:
+        return {self._witness.pid, self._guard.pid}
 
     @property
     def _sidecar(self) -> Sidecar:
@@ -87,23 +94,20 @@ class Launcher:
         try:
             self._takeover.prepare()
             self._sidecars = self._takeover.sidecars(self._mark)
-            witness = Witness(plan.label)
-            guard = Guard(plan.label, self._mark, [one.mark for one in self._sidecars], self._takeover)
+            self._witness = Witness(plan.label)
+            self._guard = self._new_guard()
         except (OSError, TakeoverError) as error:
             self._takeover.down()
             say(f"run: {_reason(error)}; the command was not started")
             return EXIT_FAILURE
-        self._witness = witness
-        self._helpers = {witness.pid, guard.pid}
         self._timers.after("timeout", plan.timeout_s, self._too_slow)
         for sidecar in self._sidecars:
             self._start(sidecar)
-        try:
-            while self._phase != "end":
-                self._turn()
-        finally:
-            self._takeover.down()
-            guard.dismiss()
+        # After an error inside this, the guard ends what runs before it removes the interception.
+        while self._phase != "end":
+            self._turn()
+        self._takeover.down(left=self._left)
+        self._guard.dismiss()
         return self._exit
 
     # the loop
@@ -141,6 +145,8 @@ class Launcher:
                     stop_ourselves()
             elif pid == self._application.pid:
                 self._application_ended(status)
+            elif pid in self._helpers:
+                self._helper_ended(pid, status)
             else:
                 for sidecar in self._sidecars:
                     if pid == sidecar.pid:
@@ -148,11 +154,39 @@ class Launcher:
         if self._phase == "leave":
             self._leave()
 
+    # the helpers
+
+    def _new_guard(self) -> Guard:
+        marks = [one.mark for one in self._sidecars]
+        return Guard(self._plan.label, self._mark, marks, self._takeover)
+
+    def _helper_ended(self, pid: int, status: int) -> None:
+        """Their pids are somebody else's from now on."""
+        if pid == self._witness.pid:
+            self._witness.pid = 0
+            say(
+                f"run: the witness (pid {pid}) {how_it_ended(status)}; signals to the whole group reach the "
+                "command twice from now on"
+            )
+            return
+        self._guard.pid = 0
+        say(f"run: the guard (pid {pid}) {how_it_ended(status)}; it is started again")
+        self._timers.after("guard", _GUARD_S, self._guard_again)
+
+    def _guard_again(self) -> None:
+        try:
+            self._guard = self._new_guard()
+        except OSError as error:
+            say(f"run: the guard cannot be started: {error.strerror}")
+            self._timers.after("guard", _GUARD_S, self._guard_again)
+
     # signals
 
     def _on_signal(self, one: Signal) -> None:
         # To the whole group: the command has it, too.
-        for_all = not one.sent or self._witness.has_seen(one.number)
+        # Asked in any case: what it has seen is not to count for the next one.
+        seen = self._witness.has_seen(one.number)
+        for_all = not one.sent or seen
         if self._phase == "run":
             if one.number == signal.SIGTERM:
                 self._on_term(for_all)
@@ -297,7 +331,7 @@ class Launcher:
     def _drained(self) -> None:
         if not any(one.pid for one in self._sidecars):
             # Workers whose supervisor has died have no deadline that anybody watches.
-            kill_until_gone(self._any, _KILL_S)
+            self._left = kill_until_gone(self._any, _KILL_S)
             self._phase = "end"
 
     def _any(self) -> list[int]:

@@ -39,9 +39,11 @@ def code_of(status: int) -> int:
 
 def descendants(pid: int) -> Iterator[int]:
     """All below this process, parents first."""
-    for child in _children(pid):
+    below = _children(pid)
+    while below:
+        child = below.pop()
         yield child
-        yield from descendants(child)
+        below += _children(child)
 
 
 def _children(pid: int) -> list[int]:

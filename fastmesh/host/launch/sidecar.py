@@ -6,6 +6,7 @@ is asked to end when we die, and then drains.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 _CREDENTIALS = struct.Struct("=iII")
 _FIRST_FD = 3
-# Above those that a sidecar's sockets are moved to.
-_APART = 1000
+# Messages.
+_AT_ONCE = 32
 _EXIT_NOT_RUN = 127
 
 
@@ -94,10 +95,11 @@ class Sidecar:
             environment["LISTEN_PID"] = str(os.getpid())
             environment["LISTEN_FDS"] = str(count)
             environment["LISTEN_FDNAMES"] = ":".join(self._sockets)
-            for index, sock in enumerate(self._sockets.values()):
-                os.dup2(sock.fileno(), _APART + index)
-            for index in range(count):
-                os.dup2(_APART + index, _FIRST_FD + index)
+            # Out of the way first, as low as can be: there may not be many descriptors (ulimit -n).
+            above = _FIRST_FD + count
+            apart = [fcntl.fcntl(sock, fcntl.F_DUPFD, above) for sock in self._sockets.values()]
+            for index, fd in enumerate(apart):
+                os.dup2(fd, _FIRST_FD + index)
         os.closerange(_FIRST_FD + count, os.sysconf("SC_OPEN_MAX"))
         try:
             os.execve(sys.executable, [sys.executable, "-m", "fastmesh.host", *self._arguments], environment)
@@ -106,8 +108,8 @@ class Sidecar:
             return _EXIT_NOT_RUN
 
     def hear(self) -> None:
-        """Take what it has told."""
-        while True:
+        """Take what it has told: some of it, anybody may write there without end."""
+        for _ in range(_AT_ONCE):
             try:
                 text, ancillary, _, _ = self._notify.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
             except BlockingIOError:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 
 from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside
+from fastmesh.host.launch.kernel import die_with_parent
 from fastmesh.host.launch.processes import fork
 from fastmesh.host.launch.sidecar import Sidecar
 from fastmesh.host.process import say
@@ -23,10 +26,13 @@ from fastmesh.host.sockets import ListenError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastmesh.host.launch.plan import Plan
 
+# What `config` takes for a cgroup, which is not imported here (see above).
+_CGROUP = re.compile(r"(/[A-Za-z0-9_.@:\\+=,~-]+)*")
+_LABEL = 64
 _RMDIR_S = 2.0
 _POLL_S = 0.01
 
@@ -40,8 +46,8 @@ class Takeover:
 
     `prepare` comes first and `up` when the sidecar is ready; `enter` is called in the process that becomes
     the command; `kill` ends all that is where the command is, if that can be told; `down` comes last, after
-    `up` or not (a copy of this object may not know: `surely_up`), and says itself what goes wrong. The others
-    raise TakeoverError, `enter` OSError.
+    `up` or not (a copy of this object may not know: `surely_up`), and says itself what goes wrong. `left`
+    could not be ended: their traffic stays taken over. The others raise TakeoverError, `enter` OSError.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -74,7 +80,7 @@ class Takeover:
     def let_go(self) -> None:
         """Close all that is held open: this copy of the object is for `kill` and `down` only."""
 
-    def down(self, *, surely_up: bool = False) -> None:
+    def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
         pass
 
 
@@ -92,7 +98,7 @@ class CgroupTakeover(Takeover):
                 "taking traffic over needs root (CAP_NET_ADMIN); without it, --explicit tells the command of "
                 "its proxy by http_proxy, and --isolate puts it into a user namespace of its own"
             )
-        path = os.path.join(_own_cgroup(), f"fastmesh-{self.plan.label}-{os.getpid()}")
+        path = os.path.join(_own_cgroup(), f"fastmesh-{plain_label(self.plan.label)}-{os.getpid()}")
         try:
             os.mkdir(path)
         except OSError as error:
@@ -102,8 +108,9 @@ class CgroupTakeover(Takeover):
         self._path = path
 
     def up(self) -> None:
-        _in_child(self._install)
+        # Whatever becomes of the child: killed, it may have done it.
         self._up = True
+        _in_child(self._install)
 
     def _install(self) -> None:
         from fastmesh.host.intercept import Selection, up
@@ -125,7 +132,13 @@ class CgroupTakeover(Takeover):
         with contextlib.suppress(OSError), open(f"{self._path}/cgroup.kill", "w", encoding="ascii") as file:
             file.write("1")
 
-    def down(self, *, surely_up: bool = False) -> None:
+    def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
+        if left:
+            say(
+                f"run: the interception of {self._path} stays, for what cannot be killed: "
+                f"{', '.join(map(str, left))}; `fastmesh intercept down --cgroup {self._path}` removes it"
+            )
+            return
         if self._up or surely_up:
             try:
                 _in_child(self._remove)
@@ -201,7 +214,7 @@ class NamespaceTakeover(Takeover):
         for sock in self._outside.values():
             sock.close()
 
-    def down(self, *, surely_up: bool = False) -> None:
+    def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
         """The rules go with the namespace, when its last process has gone."""
         self.let_go()
         if self._directory:
@@ -239,7 +252,11 @@ def _in_child(work: Callable[[], None]) -> None:
     """Do it in a process that ends with it. Raises TakeoverError with what goes wrong there."""
     read, write = os.pipe2(os.O_CLOEXEC)
 
+    parent = os.getpid()
+
     def attempt() -> int:
+        # Whoever cleans up after us must not have it at work at the same time.
+        die_with_parent(signal.SIGKILL, parent)
         os.close(read)
         try:
             work()
@@ -276,6 +293,21 @@ def _in_child(work: Callable[[], None]) -> None:
         raise TakeoverError(text or "an error inside fastmesh, see above")
 
 
+def plain_label(label: str) -> str:
+    """A label as part of the name of a cgroup: it may come from a file of any name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", label)[:_LABEL]
+
+
+def usable(path: str) -> str:
+    """The cgroup that we are in, if rules can name those below it. Raises TakeoverError."""
+    if not _CGROUP.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise TakeoverError(
+            f"rules cannot name a cgroup below the one that this runs in ({path!r}); run it in one with a "
+            "plain name, or use --isolate"
+        )
+    return path
+
+
 def _own_cgroup() -> str:
     """The directory of our own cgroup v2."""
     mount = None
@@ -293,5 +325,5 @@ def _own_cgroup() -> str:
         for line in file:
             number, _, path = line.rstrip("\n").split(":", 2)
             if number == "0":
-                return mount + path.rstrip("/")
+                return mount + usable(path.rstrip("/"))
     raise TakeoverError("this process is in no cgroup v2; use --isolate")

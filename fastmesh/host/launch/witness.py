@@ -18,7 +18,7 @@ _FIRST_FD = 3
 
 
 class Witness:
-    """The process and our line to it. Start it while signals are blocked."""
+    """The process and our line to it. Start it while signals are blocked. `pid` is 0 after it was reaped."""
 
     def __init__(self, label: str) -> None:
         ours, theirs = socket.socketpair()
