@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import msgspec
 
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.cli import EXIT_FAILURE, EXIT_LISTEN, EXIT_PKI
 from fastmesh.cli.certs.common import Checked
 from fastmesh.cli.kubernetes import given_options, settings_of, settings_options
-from fastmesh.kubernetes.settings import Settings, parse_name
+from fastmesh.kubernetes.settings import GUARDED, Settings, parse_name
 
 FILE = click.Path(path_type=Path)
 MAX_CONNECTIONS = 200  # below the server's bound of sockets
@@ -53,6 +54,13 @@ def _listen(text: str) -> tuple[str, int]:
     help="With --print-manifest: the namespace it runs in.",
 )
 @click.option("--ca", type=FILE, help="With --print-manifest: the roots that its certificate leads to, PEM.")
+@click.option(
+    "--allow-annotation",
+    "allowed",
+    type=click.Choice(GUARDED),
+    multiple=True,
+    help="Let pods choose this by their annotation; without it such a pod is denied. Repeatable.",
+)
 @settings_options
 def command(
     *,
@@ -62,6 +70,7 @@ def command(
     print_manifest: bool,
     namespace: str,
     ca: Path | None,
+    allowed: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Run the Kubernetes admission webhook that adds sidecars to pods.
@@ -69,9 +78,10 @@ def command(
     It answers POST /inject with AdmissionReview v1, and GET /healthz, by TLS only. New certificate files are
     taken over as they appear. SIGTERM and SIGINT end it.
     """
-    settings = settings_of(options)
+    settings = msgspec.structs.replace(settings_of(options), withheld=frozenset(GUARDED) - {*allowed})
     if print_manifest:
-        _print(namespace, ca, settings, given_options(options))
+        permissions = [f"--allow-annotation={name}" for name in dict.fromkeys(allowed)]
+        _print(namespace, ca, settings, [*permissions, *given_options(options)])
         return
     from fastmesh.kubernetes.tls import Files
 

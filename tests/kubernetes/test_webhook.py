@@ -65,7 +65,8 @@ def running(directory: Path, authority: Pki, *options: str, name: str = "svc-hoo
 
 @pytest.fixture(scope="module")
 def webhook(tmp_path_factory: pytest.TempPathFactory, authority: Pki) -> Iterator[Webhook]:
-    with running(tmp_path_factory.mktemp("webhook"), authority) as one:
+    allowed = ("--allow-annotation=image", "--allow-annotation=method")
+    with running(tmp_path_factory.mktemp("webhook"), authority, *allowed) as one:
         yield one
 
 
@@ -291,6 +292,23 @@ def test_options_are_defaults(tmp_path: Path, authority: Pki) -> None:
     assert len(patched["spec"]["volumes"]) == 2
 
 
+def test_annotations_that_are_withheld(tmp_path: Path, authority: Pki) -> None:
+    """What would let a pod run any image as root, unless it is allowed."""
+    image, method = {"fastmesh.io/image": "other:1"}, {"fastmesh.io/method": "tproxy"}
+    with running(tmp_path, authority, "--allow-annotation", "method") as webhook:
+        denied = webhook.review(review(pod(image)))
+        assert denied["allowed"] is False
+        message = denied["status"]["message"]
+        assert message.startswith(
+            "fastmesh: metadata.annotations['fastmesh.io/image']: this cluster's webhook"
+        )
+        assert message.endswith("`fastmesh webhook` with --allow-annotation image")
+        assert patch_of(webhook.review(review(pod(method))))
+        assert webhook.review(review(pod(image | {"fastmesh.io/inject": "disabled"})))["allowed"] is True
+    with running(tmp_path, authority) as webhook:
+        assert webhook.review(review(pod(method)))["allowed"] is False
+
+
 def test_new_certificate_is_taken_over(tmp_path: Path, authority: Pki) -> None:
     """Connections go on; what cannot be used is said once, and changes nothing."""
     files = {name: authority.identity(name) for name in ("svc-hook", "svc-new")}
@@ -375,6 +393,7 @@ def test_bad_address(listen: str) -> None:
 def test_manifest(authority: Pki, tmp_path: Path) -> None:
     roots = authority.identity("svc-hook").bundle
     options = ("--namespace=mesh", "--image=registry.example/fastmesh:1", "--exclude-outbound-ports=53,22")
+    options += ("--allow-annotation=image", "--allow-annotation=image")
     done = cli("webhook", "--print-manifest", f"--ca={roots}", "--pki=tls-secret:x", *options)
     configuration, service, deployment = read(done.stdout)
     for one in (configuration, service, deployment):
@@ -389,6 +408,7 @@ def test_manifest(authority: Pki, tmp_path: Path) -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/fastmesh:1"
     given = container["command"]
+    assert given.count("--allow-annotation=image") == 1
     assert {"--pki=tls-secret:x", "--exclude-outbound-ports=53,22"} < set(given)
     # What it is started with is what it takes, but for the places of its files.
     files = authority.identity("svc-hook")
