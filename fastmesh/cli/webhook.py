@@ -20,7 +20,8 @@ from fastmesh.cli.kubernetes import given_options, settings_of, settings_options
 from fastmesh.kubernetes.settings import GUARDED, Settings, parse_name
 
 FILE = click.Path(path_type=Path)
-MAX_CONNECTIONS = 200  # below the server's bound of sockets
+MAX_CONNECTIONS = 200  # from here on requests are answered with 503 ...
+MAX_SOCKETS = 256  # ... and from here on connections are closed, before their handshake
 # Longer than the API server keeps idle connections (90 s): no review meets one that is being closed.
 KEEP_ALIVE_S = 120
 
@@ -128,6 +129,7 @@ def _bind(host: str, port: int) -> list[socket.socket]:
 
 async def _serve(settings: Settings, files: Any, sockets: list[socket.socket]) -> None:
     from fastmesh.agent.server import AdminServer
+    from fastmesh.kubernetes.listening import Bounded
     from fastmesh.kubernetes.webhook import webhook_app
 
     loop = asyncio.get_running_loop()
@@ -137,7 +139,11 @@ async def _serve(settings: Settings, files: Any, sockets: list[socket.socket]) -
     names = [one.getsockname() for one in sockets]
     app = webhook_app(settings, _say)
     server = AdminServer(
-        app, sockets, tls=files.context, connections=MAX_CONNECTIONS, keep_alive=KEEP_ALIVE_S
+        app,
+        [Bounded(one, MAX_SOCKETS) for one in sockets],
+        tls=files.context,
+        connections=MAX_CONNECTIONS,
+        keep_alive=KEEP_ALIVE_S,
     )
     await server.start()
     for host, port, *_ in names:
