@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import msgspec
 
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.cli import EXIT_FAILURE, EXIT_LISTEN, EXIT_PKI
 from fastmesh.cli.certs.common import Checked
 from fastmesh.cli.kubernetes import given_options, settings_of, settings_options
-from fastmesh.kubernetes.settings import Settings, parse_name
+from fastmesh.kubernetes.settings import GUARDED, Settings, parse_name
 
 FILE = click.Path(path_type=Path)
-MAX_CONNECTIONS = 200  # below the server's bound of sockets
+MAX_CONNECTIONS = 200  # from here on requests are answered with 503 ...
+MAX_SOCKETS = 256  # ... and from here on connections are closed, before their handshake
 # Longer than the API server keeps idle connections (90 s): no review meets one that is being closed.
 KEEP_ALIVE_S = 120
 
@@ -53,6 +55,13 @@ def _listen(text: str) -> tuple[str, int]:
     help="With --print-manifest: the namespace it runs in.",
 )
 @click.option("--ca", type=FILE, help="With --print-manifest: the roots that its certificate leads to, PEM.")
+@click.option(
+    "--allow-annotation",
+    "allowed",
+    type=click.Choice(GUARDED),
+    multiple=True,
+    help="Let pods choose this by their annotation; without it such a pod is denied. Repeatable.",
+)
 @settings_options
 def command(
     *,
@@ -62,6 +71,7 @@ def command(
     print_manifest: bool,
     namespace: str,
     ca: Path | None,
+    allowed: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Run the Kubernetes admission webhook that adds sidecars to pods.
@@ -69,9 +79,10 @@ def command(
     It answers POST /inject with AdmissionReview v1, and GET /healthz, by TLS only. New certificate files are
     taken over as they appear. SIGTERM and SIGINT end it.
     """
-    settings = settings_of(options)
+    settings = msgspec.structs.replace(settings_of(options), withheld=frozenset(GUARDED) - {*allowed})
     if print_manifest:
-        _print(namespace, ca, settings, given_options(options))
+        permissions = [f"--allow-annotation={name}" for name in dict.fromkeys(allowed)]
+        _print(namespace, ca, settings, [*permissions, *given_options(options)])
         return
     from fastmesh.kubernetes.tls import Files
 
@@ -118,6 +129,7 @@ def _bind(host: str, port: int) -> list[socket.socket]:
 
 async def _serve(settings: Settings, files: Any, sockets: list[socket.socket]) -> None:
     from fastmesh.agent.server import AdminServer
+    from fastmesh.kubernetes.listening import Bounded
     from fastmesh.kubernetes.webhook import webhook_app
 
     loop = asyncio.get_running_loop()
@@ -127,7 +139,11 @@ async def _serve(settings: Settings, files: Any, sockets: list[socket.socket]) -
     names = [one.getsockname() for one in sockets]
     app = webhook_app(settings, _say)
     server = AdminServer(
-        app, sockets, tls=files.context, connections=MAX_CONNECTIONS, keep_alive=KEEP_ALIVE_S
+        app,
+        [Bounded(one, MAX_SOCKETS) for one in sockets],
+        tls=files.context,
+        connections=MAX_CONNECTIONS,
+        keep_alive=KEEP_ALIVE_S,
     )
     await server.start()
     for host, port, *_ in names:

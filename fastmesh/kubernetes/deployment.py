@@ -84,7 +84,8 @@ def deployment(namespace: str, image: str, arguments: list[str]) -> dict[str, An
         "ports": [{"name": "https", "containerPort": PORT, "protocol": "TCP"}],
         "readinessProbe": {**probe, "periodSeconds": 5},
         "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        # The worst that a body of the largest size can be made of becomes 700 MiB.
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}},
         "volumeMounts": [{"name": "tls", "mountPath": TLS, "readOnly": True}],
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -328,8 +328,8 @@ class _Injection:
 
     def config(self, pod: Pod, mounts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         files = [f"--from={MESH_DIRECTORY}/{CONFIG_FILE}", f"--to={POD_DIRECTORY}/{CONFIG_FILE}"]
-        # The kubelet expands $(NAME) in arguments; $$ is a $.
-        description = pod.text().replace("$(", "$$(")
+        # The kubelet expands $(NAME) in arguments, and takes $$ for a $ wherever it stands.
+        description = pod.text().replace("$", "$$")
         container = self.base(
             CONFIG,
             ["pod-config", *files, "--address=$(POD_IP)", description],

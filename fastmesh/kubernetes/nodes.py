@@ -31,7 +31,9 @@ _TRUE: Final = frozenset(f(word) for word in ("y", "yes", "on", "true") for f in
 _FALSE: Final = frozenset(
     f(word) for word in ("n", "no", "off", "false") for f in (str, str.title, str.upper)
 )
-_INTEGER: Final = re.compile(r"[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)")
+_INTEGER: Final = re.compile(
+    r"[-+]?(0b_*[01][01_]*|0o_*[0-7][0-7_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*|[0-9][0-9_]*)"
+)
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 # What some reader of YAML takes for a number or a time.
 _NUMERIC: Final = re.compile(r"[-+.]?[0-9.][0-9a-fA-F_.,:xXoOTtZz+ -]*|[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")

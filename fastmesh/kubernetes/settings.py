@@ -23,6 +23,9 @@ PREFIX: Final = "fastmesh.io/"
 INJECT: Final = f"{PREFIX}inject"
 STATUS: Final = f"{PREFIX}status"
 
+# Together they run any image as root with NET_ADMIN: a webhook leaves that to no pod unless it is told to.
+GUARDED: Final = ("image", "method")
+
 # Kubernetes' own rules: RFC 1123 subdomains, quantities, image references without spaces.
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _QUANTITY: Final = re.compile(r"[0-9]+(\.[0-9]+)?([mkKMGTPE]|[KMGTPE]i)?")
@@ -37,7 +40,8 @@ class Pki(NamedTuple):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is chosen for a pod. The sidecar is never intercepted, because it runs as `user`."""
+    """What is chosen for a pod. The sidecar is never intercepted, because it runs as `user`. `withheld`: the
+    annotations that a pod may not have."""
 
     image: str = f"fastmesh:{__version__}"
     config: str = "fastmesh"
@@ -54,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     exclude_inbound_cidrs: list[str] = []
     exclude_outbound_ports: list[int] = []
     exclude_outbound_cidrs: list[str] = []
+    withheld: frozenset[str] = frozenset()
 
 
 def parse_image(text: str) -> str:
@@ -192,6 +197,13 @@ def of_pod(annotations: dict[str, Any], path: Path, settings: Settings) -> Setti
             near = nearest(name.removeprefix(PREFIX), ["inject", *ANNOTATIONS])
             wanted = f"{PREFIX}{near}" if near else "one of those in docs/kubernetes.md"
             raise ManifestError(at, f"an annotation that is not known, expected {wanted}")
+        if name.removeprefix(PREFIX) in settings.withheld:
+            option = f"--allow-annotation {name.removeprefix(PREFIX)}"
+            raise ManifestError(
+                at,
+                "this cluster's webhook does not let pods choose it; remove the annotation, or run "
+                f"`fastmesh webhook` with {option}",
+            )
         try:
             chosen[known.field] = known.parse(_text(value, at))
         except ValueError as error:

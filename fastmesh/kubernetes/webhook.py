@@ -5,6 +5,7 @@ No state, no side effects, no cluster: a dry run is as good as a real one, and a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -20,10 +21,15 @@ from fastmesh.kubernetes.settings import Settings
 
 # The API server takes objects of 3 MiB; a review may hold two of them.
 MAX_BODY: Final = 8 << 20
+# Bodies that are in memory at a time, and what each may take to arrive: the API server waits 10 s in all.
+MAX_BODIES: Final = 8
+BODY_S: Final = 5.0
 
 
 def webhook_app(settings: Settings, say: Callable[[str], None]) -> Starlette:
     """The application; `say` gets a line for each pod."""
+
+    places = asyncio.Semaphore(MAX_BODIES)
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -32,12 +38,13 @@ def webhook_app(settings: Settings, say: Callable[[str], None]) -> Starlette:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise HTTPException(415, f"content-type {kind or 'is missing'}, expected application/json")
-        body = await _body(request)
-        try:
-            review, line = await run_in_threadpool(answer, body, settings)
-        except NoReview as error:
-            say(f"warning: a request that is no review: {error}")
-            raise HTTPException(400, str(error)) from None
+        async with places:
+            body = await _body(request)
+            try:
+                review, line = await run_in_threadpool(answer, body, settings)
+            except NoReview as error:
+                say(f"warning: a request that is no review: {error}")
+                raise HTTPException(400, str(error)) from None
         if line:
             say(line)
         return JSONResponse(review)
@@ -70,10 +77,13 @@ async def _body(request: Request) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise too_large
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_large
+    except TimeoutError:
+        raise HTTPException(408, f"the body was not there within {BODY_S:g} s") from None
     except ClientDisconnect:
         raise HTTPException(400, "the body ended before its time") from None
     return bytes(body)

@@ -354,6 +354,25 @@ def test_malformed_queries(wire: bytes) -> None:
     assert decided.wire[3] & 15 == dns.rcode.FORMERR
 
 
+@pytest.mark.parametrize(("place", "count"), [(6, 1), (8, 1), (10, 3), (6, 341), (8, 341), (10, 341)])
+def test_records_that_no_query_has_are_not_parsed(
+    place: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long name that all of them point to takes dnspython a second."""
+    parsed: list[Any] = []
+    monkeypatch.setattr(dns.message, "from_wire", lambda *given, **_: parsed.append(given))
+    name = (b"\1a" * 126) + b"\0"
+    records = (b"\xc0\x0c\0\1\0\1\0\0\0\0\0\0") * count
+    head = bytearray(QUERY[:12])
+    struct.pack_into("!H", head, place, count)
+    decided = decide(bytes(head) + name + b"\0\1\0\1" + records, NAMES, MAX_TCP)
+    assert isinstance(decided, Reply)
+    assert decided.outcome == "malformed"
+    assert decided.wire is not None
+    assert decided.wire[3] & 15 == dns.rcode.FORMERR
+    assert not parsed
+
+
 @pytest.mark.parametrize("wire", [b"", b"\0", QUERY[:11], QUERY[:2] + b"\x80" + QUERY[3:]])
 def test_what_gets_no_answer(wire: bytes) -> None:
     """Responses, above all: two servers must not keep each other busy."""

@@ -320,6 +320,13 @@ def test_what_gets_no_answer_ends_a_connection(data: bytes) -> None:
         assert closed(sock)
 
 
+def test_a_query_that_is_too_long_ends_a_connection_before_it_is_there() -> None:
+    with Serving() as serving, serving.connect() as sock:
+        sock.sendall(struct.pack("!H", 4097))
+        assert closed(sock)
+        assert serving.counted() == {("tcp", "malformed"): 1}
+
+
 def test_a_client_that_has_gone(name_server: Start) -> None:
     wire = dns.message.make_query("example.com", "A").to_wire()
     with Serving(name_server(silence)) as serving:

@@ -152,6 +152,24 @@ def test_a_listener_for_each_family(tmp_path: Path) -> None:
     assert (outgoing.port4, outgoing.port6) == (16001, 16001)
 
 
+@pytest.mark.parametrize(
+    ("listen", "remark"),
+    [
+        ("127.0.0.1:15053", "DNS by IPv6 is not taken over, for dns.listen is an IPv4 address; let the appl"),
+        ("[::1]:15053", "DNS by IPv4 is not taken over, for dns.listen is an IPv6 address; let the appl"),
+    ],
+)
+def test_names_that_go_past_the_resolver(tmp_path: Path, listen: str, remark: str) -> None:
+    path = configuration(tmp_path, "{outbound: {}, inbound: {ports: [8080]}}")
+    before = unheard(load(path))
+    path.write_text(f'{path.read_text()}dns: {{listen: "{listen}"}}\n')
+    *others, last = unheard(load(path))
+    assert others == before
+    assert last.startswith(remark)
+    path.write_text(path.read_text().replace("outbound: {}, ", ""))
+    assert not any("DNS" in one for one in unheard(load(path)))
+
+
 def test_networks_that_lie_in_others(tmp_path: Path) -> None:
     """A set of nft holds none that overlap."""
     cidrs = "10.1.0.0/16, 10.0.0.0/8, 10.0.0.0/8, 'fd00::1', 'fd00::/8', 192.0.2.0/25, 192.0.2.128/25"

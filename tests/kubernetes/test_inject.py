@@ -360,6 +360,6 @@ def test_options_are_defaults_of_annotations() -> None:
 
 
 def test_dollars_in_paths_are_not_expanded() -> None:
-    text = (HERE / "manifests" / "deployment.yaml").read_text().replace("/healthz", "/$(HOME)")
+    text = (HERE / "manifests" / "deployment.yaml").read_text().replace("/healthz", "/a$$b$(HOME)$")
     (one,) = objects(run(stdin=text).stdout)
-    assert '"/$$(HOME)"' in sidecars(template(one))["fastmesh-config"]["command"][-1]
+    assert '"/a$$$$b$$(HOME)$$"' in sidecars(template(one))["fastmesh-config"]["command"][-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -25,9 +26,11 @@ from kit.ports import free_port
 from kit.proxy import cli
 
 from fastmesh.cli.inject import command
+from fastmesh.cli.webhook import MAX_SOCKETS
 from fastmesh.kubernetes import review as reviews
+from fastmesh.kubernetes import webhook as module
 from fastmesh.kubernetes.settings import Settings
-from fastmesh.kubernetes.webhook import MAX_BODY
+from fastmesh.kubernetes.webhook import MAX_BODIES, MAX_BODY, webhook_app
 
 POD: dict[str, Any] = {
     "apiVersion": "v1",
@@ -65,7 +68,8 @@ def running(directory: Path, authority: Pki, *options: str, name: str = "svc-hoo
 
 @pytest.fixture(scope="module")
 def webhook(tmp_path_factory: pytest.TempPathFactory, authority: Pki) -> Iterator[Webhook]:
-    with running(tmp_path_factory.mktemp("webhook"), authority) as one:
+    allowed = ("--allow-annotation=image", "--allow-annotation=method")
+    with running(tmp_path_factory.mktemp("webhook"), authority, *allowed) as one:
         yield one
 
 
@@ -273,6 +277,68 @@ def test_only_tls(webhook: Webhook) -> None:
     assert webhook.ask(b"", method="GET", path="/healthz")[0] == 200
 
 
+def test_connections_are_bounded_before_their_handshake(tmp_path: Path, authority: Pki) -> None:
+    with running(tmp_path, authority) as webhook:
+        where = ("127.0.0.1", webhook.port)
+        with contextlib.ExitStack() as stack:
+            for _ in range(MAX_SOCKETS):
+                stack.enter_context(socket.create_connection(where, DEADLINE))
+            one_more = stack.enter_context(socket.create_connection(where, DEADLINE))
+            assert one_more.recv(1) == b""
+
+        def answered() -> bool:
+            with contextlib.suppress(OSError):
+                return webhook.ask(b"", method="GET", path="/healthz")[0] == 200
+            return False
+
+        wait_until(answered, "places that are free again")
+
+
+class Posted:
+    """A review on its way into the application, whose body arrives when `arrived` is set."""
+
+    def __init__(self, arrived: asyncio.Event) -> None:
+        self._arrived = arrived
+        self.read = False
+        self.status = 0
+
+    async def ask(self, app: Any) -> None:
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/inject", "headers": headers, "query_string": b""}
+        await app(scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        self.read = True
+        await self._arrived.wait()
+        return {"type": "http.request", "body": json.dumps(review(POD)).encode(), "more_body": False}
+
+    async def _send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+
+
+def test_bodies_in_memory_are_bounded() -> None:
+    async def run() -> None:
+        app, arrived = webhook_app(Settings(), print), asyncio.Event()
+        posted = [Posted(arrived) for _ in range(MAX_BODIES + 4)]
+        async with asyncio.TaskGroup() as group:
+            for one in posted:
+                group.create_task(one.ask(app))
+            for _ in range(100):  # turns of the loop: nothing else has to happen
+                await asyncio.sleep(0)
+            assert sum(one.read for one in posted) == MAX_BODIES
+            arrived.set()
+        assert {one.status for one in posted} == {200}
+
+    asyncio.run(run())
+
+
+def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BODY_S", 0.05)
+    posted = Posted(asyncio.Event())
+    asyncio.run(asyncio.wait_for(posted.ask(webhook_app(Settings(), print)), DEADLINE))
+    assert posted.status == 408
+
+
 def test_failure_admits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of ours is no answer: the cluster's failurePolicy decides."""
 
@@ -289,6 +355,23 @@ def test_options_are_defaults(tmp_path: Path, authority: Pki) -> None:
         patched = jsonpatch.apply_patch(POD, patch_of(webhook.review(review(POD))))
     assert {one["image"] for one in patched["spec"]["initContainers"]} == {"other:1"}
     assert len(patched["spec"]["volumes"]) == 2
+
+
+def test_annotations_that_are_withheld(tmp_path: Path, authority: Pki) -> None:
+    """What would let a pod run any image as root, unless it is allowed."""
+    image, method = {"fastmesh.io/image": "other:1"}, {"fastmesh.io/method": "tproxy"}
+    with running(tmp_path, authority, "--allow-annotation", "method") as webhook:
+        denied = webhook.review(review(pod(image)))
+        assert denied["allowed"] is False
+        message = denied["status"]["message"]
+        assert message.startswith(
+            "fastmesh: metadata.annotations['fastmesh.io/image']: this cluster's webhook"
+        )
+        assert message.endswith("`fastmesh webhook` with --allow-annotation image")
+        assert patch_of(webhook.review(review(pod(method))))
+        assert webhook.review(review(pod(image | {"fastmesh.io/inject": "disabled"})))["allowed"] is True
+    with running(tmp_path, authority) as webhook:
+        assert webhook.review(review(pod(method)))["allowed"] is False
 
 
 def test_new_certificate_is_taken_over(tmp_path: Path, authority: Pki) -> None:
@@ -375,6 +458,7 @@ def test_bad_address(listen: str) -> None:
 def test_manifest(authority: Pki, tmp_path: Path) -> None:
     roots = authority.identity("svc-hook").bundle
     options = ("--namespace=mesh", "--image=registry.example/fastmesh:1", "--exclude-outbound-ports=53,22")
+    options += ("--allow-annotation=image", "--allow-annotation=image")
     done = cli("webhook", "--print-manifest", f"--ca={roots}", "--pki=tls-secret:x", *options)
     configuration, service, deployment = read(done.stdout)
     for one in (configuration, service, deployment):
@@ -388,7 +472,9 @@ def test_manifest(authority: Pki, tmp_path: Path) -> None:
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/fastmesh:1"
+    assert container["resources"]["limits"] == {"memory": "1Gi"}
     given = container["command"]
+    assert given.count("--allow-annotation=image") == 1
     assert {"--pki=tls-secret:x", "--exclude-outbound-ports=53,22"} < set(given)
     # What it is started with is what it takes, but for the places of its files.
     files = authority.identity("svc-hook")

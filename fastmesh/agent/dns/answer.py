@@ -37,6 +37,8 @@ HEADER: Final = struct.Struct("!HHHHHH")
 
 _QR, _TC, _RA, _RD, _CD = 0x8000, 0x0200, 0x0080, 0x0100, 0x0010
 _OPCODE: Final = 0x7800
+# EDNS and a signature; there is nothing else that a query has besides its question.
+_MAX_ADDITIONAL: Final = 2
 _IN: Final = dns.rdataclass.IN
 _A, _AAAA, _PTR, _SOA, _ANY = (
     dns.rdatatype.A,
@@ -70,12 +72,13 @@ def decide(wire: bytes, names: Names, most: int) -> Reply | Forward:
     """What becomes of a message that has arrived; `most` is the transport's size."""
     if len(wire) < HEADER.size:
         return Reply(None, MALFORMED)
-    _, flags, questions, *_ = HEADER.unpack_from(wire)
+    _, flags, questions, answered, authority, additional = HEADER.unpack_from(wire)
     if flags & _QR:
         return Reply(None, MALFORMED)
     if flags & _OPCODE:
         return Reply(_bare(wire, dns.rcode.NOTIMP), REFUSED)
-    if questions != 1:
+    # Before anything is parsed: long names that many records point to are a second's work in 64 KiB.
+    if questions != 1 or answered or authority or additional > _MAX_ADDITIONAL:
         return Reply(_bare(wire, dns.rcode.FORMERR), MALFORMED)
     try:
         query = dns.message.from_wire(wire, keyring=False)

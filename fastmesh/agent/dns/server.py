@@ -20,7 +20,7 @@ from typing import Any, Final
 from fastmesh.agent.dns.answer import MAX_TCP, MAX_UDP, Forward, Reply, decide, failure, passed_on
 from fastmesh.agent.dns.forward import Forwarder, Server, receive
 from fastmesh.agent.dns.names import Names
-from fastmesh.agent.dns.words import BUSY, FAILED, FORWARDED, LOOP, TCP, UDP, Counts
+from fastmesh.agent.dns.words import BUSY, FAILED, FORWARDED, LOOP, MALFORMED, TCP, UDP, Counts
 
 MAX_IN_FLIGHT: Final = 256
 MAX_CONNECTIONS: Final = 64
@@ -29,7 +29,7 @@ IDLE_S: Final = 10.0
 WRITE_S: Final = 5.0
 PAUSE_S: Final = 1.0
 BATCH: Final = 8
-# Above it a query is cut, and then it is none: nobody's is so long.
+# Nobody's query is longer: by UDP it is cut, and then it is none, by TCP it ends the connection.
 _MAX_QUERY: Final = 4096
 _BACKLOG: Final = 128
 
@@ -157,6 +157,9 @@ class DnsServer:
                         try:
                             async with asyncio.timeout(IDLE_S):
                                 (length,) = struct.unpack("!H", await receive(connection, 2))
+                                if length > _MAX_QUERY:
+                                    self._counts.count(TCP, MALFORMED)
+                                    break
                                 wire = await receive(connection, length)
                         except EOFError:
                             break  # what is under way may still be read

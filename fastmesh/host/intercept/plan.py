@@ -152,7 +152,8 @@ def _names(dns: Dns | None) -> dict[str, str]:
 
 
 def unheard(loaded: Loaded) -> list[str]:
-    """What will be refused because no listener of the configuration is for that version of IP, in words."""
+    """What will be refused because no listener of the configuration is for that version of IP, and what goes
+    past the resolver because it has the other one, in words."""
     intercept, out = loaded.config.intercept, []
     if intercept is None:
         return []
@@ -168,6 +169,13 @@ def unheard(loaded: Loaded) -> list[str]:
             version, host = ("IPv4", hosts[0]) if six == {True} else ("IPv6", hosts[1])
             bind = f'bind: "{host}:{found[0].bind.port}"'
             out.append(f"{role} {version} is refused, for there is no listener for it; add one ({bind})")
+    names = {} if intercept.outbound is None else _names(loaded.config.dns)
+    if len(names) == 1:
+        own, other = ("IPv4", "IPv6") if "names4" in names else ("IPv6", "IPv4")
+        out.append(
+            f"DNS by {other} is not taken over, for dns.listen is an {own} address; let the applications' "
+            f"name servers have {own} addresses"
+        )
     return out
 
 
