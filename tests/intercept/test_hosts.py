@@ -112,6 +112,8 @@ def test_curl(hosts: Hosts, pki: Pki, upstream: Serving, tmp_path: Path, method:
             identity = request.get("x-forwarded-client-cert") or ""
             assert "URI=spiffe://mesh.local/svc-a" in identity
             assert (request.get("x-forwarded-for") or "").rpartition(", ")[2].strip("[]") == A[family]
+        # With tproxy the application sees who calls by the connection itself, too.
+        assert set(shop.callers[family]) == {A[family] if method == "tproxy" else LOOPBACK[family]}
         print(f"{method} IPv{family}: the application saw {shop.callers[family]}, {identity}")
 
 

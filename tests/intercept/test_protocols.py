@@ -19,7 +19,7 @@ from kit.intercept import MISSING
 from kit.limits import DEADLINE, scaled
 from kit.pki import Pki
 from kit.servers import MARIADB, PSQL, grpc, mariadb, postgresql, postgresql_programs, redis
-from kit.three_hosts import LOOPBACK, SVC_B, B, Hosts, Mesh, delays, execute, mesh, shown, three_hosts
+from kit.three_hosts import LOOPBACK, SVC_B, A, B, Hosts, Mesh, delays, execute, mesh, shown, three_hosts
 from kit.upstream import ServerConn
 from kit.wire import connect
 from websockets.sync.client import connect as open_websocket
@@ -226,6 +226,7 @@ def test_both_ways_with_half_closes(meshed: Mesh, upstream: Serving, family: int
     """Each side may go on when the other one has ended."""
 
     def client_ends_first(conn: ServerConn) -> None:
+        callers.append(conn.sock.getpeername()[0])
         assert conn.read_to_end() == b"\0all that I have\n"
         conn.send(b"and this is mine")
         conn.shutdown()
@@ -237,6 +238,7 @@ def test_both_ways_with_half_closes(meshed: Mesh, upstream: Serving, family: int
         heard.append(conn.read_to_end())
 
     heard: list[bytes] = []
+    callers: list[str] = []
     with meshed.hosts.b.inside():
         server = upstream(
             client_ends_first,
@@ -260,6 +262,7 @@ def test_both_ways_with_half_closes(meshed: Mesh, upstream: Serving, family: int
         client.shutdown()
         server.wait_open(0)
     assert heard == [b"I am still talking"]
+    assert set(callers) == {(A if meshed.method == "tproxy" else LOOPBACK)[family]}
 
 
 @pytest.mark.heavy
