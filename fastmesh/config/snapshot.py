@@ -93,7 +93,7 @@ def make_snapshot(
         | (files.service(config, name, service, ("services", name)) if identity else {})
         | _rules(config, "service", name, service, rules)
         for name, service in config.services.items()
-    ] + [made_service(name, rows[name]) for name in made]
+    ] + [made_service(config, name, rows[name]) for name in made]
     for service in services:
         if service.get("virtual"):
             service.setdefault("addresses", []).extend(map(_any_port, service["virtual"]))

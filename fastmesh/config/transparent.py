@@ -24,15 +24,16 @@ def made_services(config: Config) -> list[str]:
     return [*names, PASSTHROUGH] if "outbound" in roles else names
 
 
-def made_service(name: str, slot: int) -> dict[str, Any]:
-    """One of them, as the snapshot has services."""
+def made_service(config: Config, name: str, slot: int) -> dict[str, Any]:
+    """One of them, as the snapshot has services. With `tproxy` the application sees who calls."""
     defaults, pool = Service(endpoints=[]), Pool()
     kind: dict[str, Any] = {"original": True}
     endpoints: list[dict[str, Any]] = []
     if name != PASSTHROUGH:
         port = int(name.partition(":")[2])
+        kept = {"keep_caller": True} if _is_tproxy(config) else {}
         endpoints = [
-            {"family": family, "host": host, "port": port, "path": None} for family, host in _LOOPBACK
+            {"family": family, "host": host, "port": port, "path": None, **kept} for family, host in _LOOPBACK
         ]
         kind = {"local": True}
     return {
@@ -97,7 +98,7 @@ def settled_protocol(config: Config, listener: Listener) -> str:
 
 def by_tproxy(config: Config, listener: Listener) -> dict[str, bool]:
     """What the listening socket must be: with `tproxy` connections come with addresses that are not ours."""
-    if listener.transparent and config.intercept is not None and config.intercept.method == "tproxy":
+    if listener.transparent and _is_tproxy(config):
         return {"transparent": True}
     return {}
 
@@ -105,6 +106,10 @@ def by_tproxy(config: Config, listener: Listener) -> dict[str, bool]:
 def mark(config: Config) -> dict[str, int]:
     """By what our own connections are told from the application's."""
     return {} if config.intercept is None else {"mark": config.intercept.mark}
+
+
+def _is_tproxy(config: Config) -> bool:
+    return config.intercept is not None and config.intercept.method == "tproxy"
 
 
 def _inbound_name(port: int) -> str:

@@ -6,6 +6,7 @@ on B's side.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ from typing import Any
 
 import pytest
 from kit.fixtures import Serve, Serving
-from kit.limits import wait_until
+from kit.limits import DEADLINE, wait_until
 from kit.netns import Namespace, namespaces, needs_root
 from kit.netns import connect as cable
 from kit.pki import Pki, client_context
 from kit.proxy import Fastmesh
-from kit.upstream import ServerConn, answering
+from kit.upstream import Script, ServerConn, answering
 from kit.wire import Conn, connect, connect_tls, request
 
 pytestmark = needs_root
@@ -260,18 +261,57 @@ def test_what_is_made_to_the_listener_itself(
 @families
 def test_tproxy(hosts: Hosts, upstream: Serving, family: int) -> None:
     """The destination is the socket's own address."""
-    hosts.b.nft(TPROXY_RULES)
-    for version, everywhere in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
-        hosts.b.run("ip", version, "rule", "add", "fwmark", "1", "lookup", "100")
-        hosts.b.run("ip", version, "route", "add", "local", everywhere, "dev", "lo", "table", "100")
+    tproxy_rules(hosts.b)
+    callers: list[str] = []
     with hosts.b.inside():
-        app = upstream(answering(b"app"), address=(LOOPBACK[family], 8080))
+        app = upstream(seeing(callers), address=(LOOPBACK[family], 8080))
     hosts.inbound([8080, 25], method="tproxy")
     hosts.outbound(family)
     with hosts.a.inside(), connect((B[family], 8080)) as client:
         assert get(client) == b"app"
     (one,) = app.requests
     assert (one.get("x-forwarded-for") or "").rpartition(", ")[2].strip("[]") == A[family]
+    assert callers == [A[family]]
+
+
+def tproxy_rules(host: Namespace) -> None:
+    host.nft(TPROXY_RULES)
+    for version, everywhere, loopback in (("-4", "0.0.0.0/0", "127.0.0.0/8"), ("-6", "::/0", "::1")):
+        for what in (("fwmark", "1"), ("from", loopback, "iif", "lo")):
+            host.run("ip", version, "rule", "add", *what, "lookup", "100")
+        host.run("ip", version, "route", "add", "local", everywhere, "dev", "lo", "table", "100")
+
+
+def seeing(callers: list[str]) -> Script:
+    """An application that notes where its connections come from."""
+
+    def script(conn: ServerConn) -> None:
+        callers.append(conn.sock.getpeername()[0])
+        answering(b"app")(conn)
+
+    return script
+
+
+@pytest.mark.parametrize("count", [2, 300])
+def test_tproxy_callers_share_no_connection(hosts: Hosts, upstream: Serving, count: int) -> None:
+    """Each has a pool of its own, as far as there is room: the application would take one for the other."""
+    tproxy_rules(hosts.b)
+    callers: list[str] = []
+    with hosts.b.inside():
+        upstream(seeing(callers), address=("127.0.0.1", 8080))
+    hosts.inbound([8080], method="tproxy", tls="permissive")
+    hosts.a.run("nft", "flush", "ruleset")
+    hosts.a.run("ip", "route", "add", "local", "10.78.0.0/16", "dev", "lo")
+    hosts.b.run("ip", "route", "add", "10.78.0.0/16", "via", A[4])
+    sources = [f"10.78.{index // 200}.{index % 200 + 1}" for index in range(count)]
+    for source in sources * 2:
+        with hosts.a.inside(), socket.create_connection((B[4], 8080), DEADLINE, (source, 0)) as sock:
+            assert get(Conn(sock)) == b"app"
+    if count == 2:
+        assert callers == sources
+    else:
+        assert callers[:256] == sources[:256]
+        assert set(callers[256:]) == {"127.0.0.1"}
 
 
 @families

@@ -82,13 +82,25 @@ def connect(one: Namespace, other: Namespace, device: str = "eth0") -> None:
         end.run("ip", "link", "set", device, "up")
 
 
+def plug_in(switch: Namespace, *hosts: Namespace) -> None:
+    """Join hosts, each by its `eth0`, through a bridge: what passes between them passes through `switch`."""
+    switch.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+    switch.run("ip", "link", "set", "br0", "addrgenmode", "none", "up")
+    for index, host in enumerate(hosts):
+        port = f"port{index}"
+        switch.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host.name)
+        switch.run("ip", "link", "set", port, "master", "br0", "addrgenmode", "none", "up")
+        # No addresses that come by themselves, some time later.
+        host.run("ip", "link", "set", "eth0", "addrgenmode", "none", "up")
+
+
 @contextlib.contextmanager
-def namespaces(count: int) -> Iterator[list[Namespace]]:
+def namespaces(count: int, prefix: str = "fm-core") -> Iterator[list[Namespace]]:
     """So many of them, removed at the end."""
     with contextlib.ExitStack() as stack:
-        made = []
+        made: list[Namespace] = []
         for _ in range(count):
-            made.append(Namespace())
+            made.append(Namespace(prefix))
             stack.callback(made[-1].remove)
         yield made
 

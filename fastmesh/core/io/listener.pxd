@@ -38,7 +38,7 @@ from fastmesh.core.io.h2_server cimport h2_server_open
 from fastmesh.core.io.handover cimport (
     handover, inbox_take, listener_enter, listener_leave, listener_refuse, listener_takes,
 )
-from fastmesh.core.io.original cimport is_own, original_destination
+from fastmesh.core.io.original cimport destination_of, is_own, original_destination
 from fastmesh.core.io.state cimport (
     C_CUT, C_DEAD, C_HANDED, C_HANDSHAKE, C_RDHUP, C_SNIFF_TLS, C_TLS, Conn, ConnOps, Downstream, Listener, Source,
     WATCH_LEARNED, WATCH_NONE, WATCH_SILENT, Worker,
@@ -127,6 +127,9 @@ cdef inline void _adopt_for(Worker *w, Conn *c, bint http, int32_t service, cons
     d.opened_ms = w.now_ms
     d.retired = 1 if w.withdrawn and l.conf.inbound else 0
     peer_text(&d.peer, &address)
+    if a != NULL:
+        destination_of(&address, &d.peer.caller)
+        d.peer.caller.port = 0
     peer_facts(c, &address, facts)
     if a != NULL:
         d.peer.to = a.to

@@ -65,6 +65,7 @@ cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
         raise ValueError(f"unknown address family {family!r}")
     e.health = d.get("health", -1)
     e.keep_port = d.get("keep_port", False)
+    e.keep_caller = d.get("keep_caller", False)
     return 0
 
 

@@ -110,7 +110,7 @@ cdef inline int _offers(const Exchange *x) noexcept nogil:
 
 cdef inline int dial(Worker *w, Exchange *x) noexcept nogil:
     """Give `x` an upstream End towards `x.endpoint`: on a connection that stands, or one to wait for. 0 or a reason."""
-    cdef Upstream *u = upstream_of(w, x.endpoint, &x.peer.to)
+    cdef Upstream *u = upstream_of(w, x.endpoint, x.peer)
     cdef int offers = _offers(x)
     cdef int reason = R_NO_MEMORY
     cdef H2Conn *shared

@@ -170,6 +170,7 @@ cdef struct Peer:                 # a client's address
     uint8_t ip_len                # the address alone is text[0:ip_len]
     uint8_t own                   # `to` is the listener's own address
     Destination to                # transparent listeners: where it wanted to go
+    Destination caller            # transparent listeners: its address, without a port
 
 cdef struct Kept:                 # a request as far as it has come, in no wire format: for another try
     Buf *head                     # a Message and its text; NULL: nothing is kept
@@ -256,10 +257,12 @@ cdef struct Upstream:             # the connections of one worker to one endpoin
     # Service name, address and TLS mode: what makes it the same one in a new snapshot. With TLS_MESH it ends with the
     # SPIFFE ID that the endpoint must prove.
     char *key
-    Upstream *ports               # where endpoints keep the port: one for each that was wanted, made at first use
+    # Where endpoints keep the port or the caller: one for each, made at first use.
+    Upstream *ports
     Upstream *next_port           # the next of these
     uint32_t nports
     uint16_t port                 # of one of these
+    Destination caller            # likewise: whose address its connections have; family DEST_NONE: our own
 
 cdef struct Listener:
     Source src                    # first

@@ -150,7 +150,7 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
             x.retries += 1
             x.service.row.counters[S_RETRIES] += 1
         x.tries += 1
-        c = upstream_connect(w, x.service, x.endpoint, &t.peer.to, &reason)
+        c = upstream_connect(w, x.service, x.endpoint, &t.peer.to, &t.peer.caller, &reason)
         if c == NULL:
             x.service.row.counters[S_CONNECT_FAILURES] += 1
             continue

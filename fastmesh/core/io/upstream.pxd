@@ -12,20 +12,21 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.io.age cimport conn_expires
 from fastmesh.core.io.dialled cimport dialled
+from fastmesh.core.io.original cimport destination_address
 from fastmesh.core.io.connection cimport conn_deadline, conn_resume_later
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Upstream, Worker,
+    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Peer, Upstream, Worker,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
 from fastmesh.core.sys.posix cimport (
-    AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
-    IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_MARK, TCP_NODELAY, c_close,
-    c_connect, c_socket, errno, getsockopt, htons, setsockopt, sockaddr, sockaddr_in, sockaddr_storage, socklen_t,
+    AF_INET, AF_INET6, AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
+    IPPROTO_TCP, IPV6_TRANSPARENT, IP_TRANSPARENT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_IPV6,
+    SOL_SOCKET, SO_ERROR, SO_MARK, TCP_NODELAY, c_bind, c_close, c_connect, c_socket, errno, getsockopt, htons, setsockopt, sockaddr, sockaddr_in, sockaddr_storage, socklen_t,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES
-from fastmesh.core.traffic.destination cimport Destination
+from fastmesh.core.traffic.destination cimport DEST_INET, DEST_NONE, Destination, destination_equal
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_PUBLIC
 from fastmesh.core.wire.tls cimport tls_open
 
@@ -55,12 +56,46 @@ cdef inline Upstream *upstream_new(Worker *w, const char *prefix, const char *ke
     return u
 
 
-cdef inline Upstream *upstream_of(Worker *w, const Endpoint *e, const Destination *to) noexcept nogil:
-    """The pool of an endpoint, for a client that wanted to go to `to`; NULL: there is no room for one more port. Where
-    the endpoint keeps the port there is a pool for each, made when it is first wanted; it goes with the endpoint's."""
+cdef inline bint _as_caller(const Endpoint *e, const Destination *caller) noexcept nogil:
+    """Can `e` be connected to with the address of that client?"""
+    cdef int family = AF_INET if caller.family == DEST_INET else AF_INET6
+    return e.keep_caller != 0 and caller.family != DEST_NONE and e.address.ss_family == family
+
+
+cdef inline Upstream *_pool_as_caller(Worker *w, Upstream *base, const Destination *caller) noexcept nogil:
+    """The pool whose connections have that client's address. Without room or memory the one of our own address."""
+    cdef Upstream *free_one = NULL
+    cdef Upstream *u = base.ports
+    while u != NULL and not destination_equal(&u.caller, caller):
+        if u.nconns == 0:
+            free_one = u
+        u = u.next_port
+    if u != NULL:
+        return u
+    if free_one == NULL:
+        if base.nports >= PORTS_MAX:
+            return base
+        free_one = upstream_new(w, b":|", base.key)    # no service has such a name
+        if free_one == NULL:
+            return base
+        free_one.refs = 1
+        free_one.next_port = base.ports
+        base.ports = free_one
+        base.nports += 1
+    free_one.caller = caller[0]
+    return free_one
+
+
+cdef inline Upstream *upstream_of(Worker *w, const Endpoint *e, const Peer *peer) noexcept nogil:
+    """The pool of an endpoint, for that client; NULL: there is no room for one more port. Where the endpoint keeps the
+    port that was wanted, or the caller, there is a pool for each, made when it is first wanted; it goes with the
+    endpoint's."""
+    cdef const Destination *to = &peer.to
     cdef Upstream *base = <Upstream *>e.pool
     cdef Upstream *u
     cdef char prefix[16]
+    if fm_unlikely(_as_caller(e, &peer.caller)):
+        return _pool_as_caller(w, base, &peer.caller)
     if not e.keep_port:
         return base
     u = base.ports
@@ -113,10 +148,20 @@ cdef inline const sockaddr *_on_port(const Endpoint *e, const Destination *to, s
     return <const sockaddr *>room
 
 
+cdef inline void _be_caller(int fd, const Destination *caller) noexcept nogil:
+    """Take a client's address on. Not allowed without CAP_NET_ADMIN: then it stays ours."""
+    cdef int one = 1
+    cdef sockaddr_storage address
+    cdef socklen_t size = destination_address(caller, &address)
+    cdef bint v4 = caller.family == DEST_INET
+    if setsockopt(fd, SOL_IP if v4 else SOL_IPV6, IP_TRANSPARENT if v4 else IPV6_TRANSPARENT, &one, sizeof(int)) == 0:
+        c_bind(fd, <const sockaddr *>&address, size)
+
+
 cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Destination *to,
-                                   int *reason) noexcept nogil:
+                                   const Destination *caller, int *reason) noexcept nogil:
     """A connection under way to `e`; its owner is set by the caller before the next turn. NULL and a reason. `to`:
-    where the client wanted to go, if its connection was taken over."""
+    where the client wanted to go, if its connection was taken over; `caller`: its address, for endpoints that keep it."""
     cdef int one = 1
     cdef int family = e.address.ss_family
     cdef uint32_t flags = C_UPSTREAM | C_CONNECTING
@@ -138,6 +183,8 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
         if fm_unlikely(w.snapshot.mark):
             # Not allowed without CAP_NET_ADMIN: then rules tell us by our user.
             setsockopt(fd, SOL_SOCKET, SO_MARK, &w.snapshot.mark, sizeof(uint32_t))
+        if fm_unlikely(_as_caller(e, caller)):
+            _be_caller(fd, caller)
     if c_connect(fd, address, e.address_len) != 0 and errno != EINPROGRESS:
         reason[0] = connect_reason(errno)
         w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1

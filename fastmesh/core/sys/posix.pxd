@@ -51,6 +51,7 @@ cdef extern from "<sys/socket.h>" nogil:
         int cmsg_level
         int cmsg_type
     int c_socket "socket"(int family, int kind, int protocol)
+    int c_bind "bind"(int fd, const sockaddr *address, socklen_t n)
     int c_connect "connect"(int fd, const sockaddr *address, socklen_t n)
     int accept4(int fd, sockaddr *address, socklen_t *n, int flags)
     int c_shutdown "shutdown"(int fd, int how)
@@ -92,7 +93,11 @@ cdef extern from * nogil:
     /* <linux/netfilter_ipv4.h> and its twin, which do not go together with <netinet/in.h> */
     #define FM_SO_ORIGINAL_DST 80
     #define FM_IP6T_SO_ORIGINAL_DST 80
+    /* <linux/in.h> and its twin, likewise */
+    #define FM_IP_TRANSPARENT 19
+    #define FM_IPV6_TRANSPARENT 75
     """
+    enum: IP_TRANSPARENT "FM_IP_TRANSPARENT", IPV6_TRANSPARENT "FM_IPV6_TRANSPARENT"
     enum: SO_ORIGINAL_DST "FM_SO_ORIGINAL_DST", IP6T_SO_ORIGINAL_DST "FM_IP6T_SO_ORIGINAL_DST"
 
 cdef extern from "<netinet/tcp.h>" nogil:

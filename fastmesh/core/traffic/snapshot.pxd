@@ -53,6 +53,7 @@ cdef struct Endpoint:
     Text text             # "127.0.0.1:9000", "[::1]:80", "unix:/run/x"
     int32_t health        # its byte in the table of the Area; -1: nobody checks it
     uint8_t keep_port     # is connected to on the port that the client wanted; the address has none
+    uint8_t keep_caller   # is connected to with the client's address, where that is of the same family
     void *pool            # its connections: owned by the io floor, counted there
 
 cdef struct Service:
