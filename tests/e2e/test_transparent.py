@@ -60,7 +60,7 @@ def at(ip: str, port: int) -> str:
 def config(services: dict[str, Any], **listener: Any) -> dict[str, Any]:
     common = {"role": "outbound", "transparent": True, **listener}
     return {
-        "intercept": {},
+        "intercept": {"outbound": {}},
         "listeners": [
             {"name": "out", "bind": f"127.0.0.1:{OUT}", **common},
             {"name": "out6", "bind": f"[::1]:{OUT}", **common},

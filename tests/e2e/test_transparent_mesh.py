@@ -96,7 +96,7 @@ class Hosts:
             self.a,
             {
                 "workload": "svc-a",
-                "intercept": {},
+                "intercept": {"outbound": {}},
                 "listeners": [
                     {"name": "out", "bind": "127.0.0.1:15001", **common},
                     {"name": "out6", "bind": "[::1]:15001", **common},
