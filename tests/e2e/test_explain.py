@@ -548,3 +548,26 @@ def test_transparent_listeners(
     if wanted[2] == "outbound:passthrough":
         wanted = ("out", "opaque", None, "unknown_destination")
     assert (found["listener"], found["protocol"], found["service"], found["reason"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("to", "url", "reason"),
+    [
+        (False, "http://svc-a:8080/", "denied"),
+        (False, "http://svc-a:15006/", "denied"),
+        (True, "http://10.0.0.1:15006/", "denied"),
+        (True, "http://svc-a:8080/", None),
+    ],
+)
+def test_ports_in_rules_are_the_applications(tmp_path: Path, to: bool, url: str, reason: str | None) -> None:
+    """Also where the transparent listener itself is dialled: at `to`, or the only port."""
+    listener = {"name": "in", "role": "inbound", "bind": "0.0.0.0:15006", "transparent": True, "tls": "none"}
+    rules = {"deny": [{"ports": [9000 if to else 8080]}], **({"to": "app"} if to else {})}
+    config = {
+        "intercept": {"inbound": {"ports": [8080]}},
+        "listeners": [listener | rules],
+        "services": {"app": {"endpoints": ["127.0.0.1:9000"]}} if to else {},
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert explained("-c", path, "GET", url)[1]["reason"] == reason

@@ -325,6 +325,27 @@ def test_a_server_that_speaks_first_is_waited_for_once(
     assert at(HOSTS[family], 25) in proxy.stderr()
 
 
+def test_what_was_learned_refuses_no_request_that_rules_allow(
+    host: Namespace, serve: Serve, upstream: Serving
+) -> None:
+    """As opaque bytes it would be, for good."""
+    upstream(greeting, answering(b"web"), address=(HOSTS[4], 80))
+    web = {"endpoints": [f"{HOSTS[4]}:80"]}
+    rules = {"allow": [{"methods": ["GET"]}]}
+    proxy = serve(config({"web": web}))
+    with connect((HOSTS[4], 80)) as client:
+        assert client.read_until(b"\n") == b"220 ready\r\n"
+    (learned,) = json.loads(proxy.admin("/services")[1])["services"][0]["learned"]
+    assert learned["server_speaks_first"]
+    proxy.reload(services={"web": {**web, **rules}})
+    with connect((HOSTS[4], 80)) as client:
+        assert get(client) == b"web"
+    proxy.reload(**config({"web": web}, **rules))
+    with connect((HOSTS[4], 80)) as client:
+        assert get(client) == b"web"
+    assert proxy.metrics().sum("detect_skipped_total") == 0
+
+
 def test_a_slow_client_teaches_nothing(host: Namespace, serve: Serve, upstream: Serving) -> None:
     """It is opaque this time; the next one is HTTP again."""
     upstream(answering(b"web"), address=(HOSTS[4], 80))

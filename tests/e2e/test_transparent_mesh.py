@@ -73,10 +73,16 @@ class Hosts:
         self._serve = serve
         self._pki = pki
 
-    def inbound(self, application: list[int], method: str = "redirect", **listener: Any) -> Fastmesh:
+    def inbound(
+        self,
+        application: list[int],
+        method: str = "redirect",
+        services: dict[str, Any] | None = None,
+        **listener: Any,
+    ) -> Fastmesh:
         """The sidecar of B, which is svc-b."""
         common = {"role": "inbound", "transparent": True, **listener}
-        return self._start(
+        return self.start(
             self.b,
             {
                 "workload": "svc-b",
@@ -85,7 +91,7 @@ class Hosts:
                     {"name": "in", "bind": "0.0.0.0:15006", **common},
                     {"name": "in6", "bind": "[::]:15006", **common},
                 ],
-                "services": {},
+                "services": services or {},
             },
         )
 
@@ -93,7 +99,7 @@ class Hosts:
         """The sidecar of A, which is svc-a."""
         common = {"role": "outbound", "transparent": True}
         endpoints = [f"[{B[6]}]" if family == 6 else B[4]]
-        return self._start(
+        return self.start(
             self.a,
             {
                 "workload": "svc-a",
@@ -106,10 +112,19 @@ class Hosts:
             },
         )
 
-    def _start(self, where: Namespace, config: dict[str, Any]) -> Fastmesh:
+    def start(self, where: Namespace, config: dict[str, Any]) -> Fastmesh:
         config |= {"trust_domain": "mesh.local", "pki": str(self._pki.path), "admin": "127.0.0.1:15000"}
         with where.inside():
             return self._serve(config)
+
+
+def listening(**listener: Any) -> dict[str, Any]:
+    """B's listener for IPv4."""
+    return {"name": "in", "bind": "0.0.0.0:15006", "role": "inbound", "transparent": True, **listener}
+
+
+def listening6() -> dict[str, Any]:
+    return listening(name="in6", bind="[::]:15006", tls="none")
 
 
 @pytest.fixture
@@ -256,6 +271,77 @@ def test_what_is_made_to_the_listener_itself(
     if len(ports) == 2:
         with hosts.b.inside():
             inbound.wait_metric("refused", lambda m: m.by_reason("no_service") == 1)
+
+
+@pytest.mark.parametrize(("application", "to"), [([8080], None), ([8080, 25], "app")])
+def test_rules_on_ports_hold_for_what_is_made_to_the_listener_itself(
+    hosts: Hosts, upstream: Serving, application: list[int], to: str | None
+) -> None:
+    """They name the application's port, also where nobody wanted to go there."""
+    port = 9000 if to else 8080
+    with hosts.b.inside():
+        app = upstream(answering(b"app"), address=("127.0.0.1", port))
+    services = {to: {"endpoints": [f"127.0.0.1:{port}"]}} if to else {}
+    rules = {"deny": [{"ports": [port]}], "tls": "none"} | ({"to": to} if to else {})
+    inbound = hosts.inbound(application, services=services, **rules)
+    hosts.a.run("nft", "flush", "ruleset")
+    with hosts.a.inside():
+        with connect((B[4], 15006)) as client:
+            client.send(request())
+            assert client.read_response().reason == "denied"
+        with connect((B[4], 15006)) as client:
+            client.send(b"\0opaque\r\n\r\n")
+            client.expect_close()
+    assert not app.connections
+    with hosts.b.inside():
+        inbound.wait_metric("both", lambda m: m.by_reason("denied") == 2)
+        inbound.reload(listeners=[listening(**{**rules, "deny": [{"ports": [15006]}]}), listening6()])
+    with hosts.a.inside(), connect((B[4], 15006)) as client:
+        assert get(client) == b"app"
+        with hosts.b.inside():
+            inbound.reload(listeners=[listening(**rules), listening6()])
+        client.send(request())
+        assert client.read_response().reason == "denied"
+
+
+def test_connections_that_are_older_than_the_interception(hosts: Hosts, upstream: Serving) -> None:
+    """Nobody knows where they wanted to go: they are as made to the listener itself."""
+    with hosts.b.inside():
+        upstream(answering(b"app"), address=("127.0.0.1", 8080))
+        upstream(answering(b"other"), address=("127.0.0.1", 8081))
+    services = {"app": {"endpoints": ["127.0.0.1:8080"]}}
+    plain = listening(transparent=False, tls="none", to="app")
+    inbound = hosts.start(hosts.b, {"workload": "svc-b", "listeners": [plain], "services": services})
+    hosts.a.run("nft", "flush", "ruleset")
+    with hosts.a.inside(), connect((B[4], 15006)) as client:
+        assert get(client) == b"app"
+        for port, body in ((8080, b"app"), (8081, b"other")):
+            with hosts.b.inside():
+                allow = [{"ports": [port]}]
+                inbound.reload(
+                    intercept={"inbound": {"ports": [port]}}, listeners=[listening(tls="none", allow=allow)]
+                )
+            assert get(client) == body
+
+
+def test_what_is_opaque_by_its_port_agrees_on_no_http2(hosts: Hosts, upstream: Serving, pki: Pki) -> None:
+    hosts.b.nft(IN_RULES)
+    with hosts.b.inside():
+        upstream(lambda conn: conn.send(b"220 ready\r\n"), address=("127.0.0.1", 25))
+    hosts.inbound([8080, 25], ports={"25": "tcp"})
+    hosts.a.run("nft", "flush", "ruleset")
+    for port, offered, agreed in (
+        (8080, ["h2", "http/1.1"], "h2"),
+        (25, ["h2", "http/1.1"], "http/1.1"),
+        (25, ["h2"], None),
+    ):
+        context = client_context(pki.identity("svc-a"))
+        context.set_alpn_protocols(offered)
+        with hosts.a.inside(), connect_tls((B[4], port), context) as client:
+            assert isinstance(client.sock, ssl.SSLSocket)
+            assert client.sock.selected_alpn_protocol() == agreed
+            if port == 25:
+                assert client.read_until(b"\n") == b"220 ready\r\n"
 
 
 @families
