@@ -14,7 +14,15 @@ import pytest
 from kit.intercept import IN, OUT, Host, configuration, intercept, leave_alone, take_over
 
 from fastmesh.config import load
-from fastmesh.host.intercept import InterceptError, Selection, apply, namespace, routes, rules_in_force
+from fastmesh.host.intercept import (
+    InterceptError,
+    Selection,
+    apply,
+    namespace,
+    programs,
+    routes,
+    rules_in_force,
+)
 
 Hosts = tuple[Host, Host]
 ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
@@ -244,7 +252,7 @@ def test_programs_that_are_missing(hosts: Hosts, tmp_path: Path, monkeypatch: py
     app, _ = hosts
     config = load(configuration(tmp_path, "{method: tproxy, outbound: {}}"))
     before = app.state()
-    from fastmesh.host.intercept import programs, up
+    from fastmesh.host.intercept import up
 
     found = programs.find
     for missing, package in (("nft", "nftables"), ("ip", "iproute2")):
@@ -376,3 +384,15 @@ def test_locks_that_somebody_else_keeps(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "link").symlink_to(locks)
     with pytest.raises(InterceptError, match="where locks are kept, cannot be used"):
         namespace.inside(None, lambda _: None)
+
+
+def test_programs_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found first by PATH is not run as root: the usual directories come first, no relative ones."""
+    for name in ("sh", "fm-only-here"):
+        (tmp_path / name).write_text("#!/bin/false\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for path, wanted in ((f".::{tmp_path.name}", None), (str(tmp_path), f"{tmp_path}/fm-only-here")):
+        monkeypatch.setenv("PATH", path)
+        assert str(programs.find("sh")).startswith(("/usr/bin/", "/bin/"))
+        assert programs.find("fm-only-here") == wanted

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kit.intercept import Host, configuration, intercept, leave_alone, take_over
+from kit.intercept import Host, configuration, leave_alone, take_over
 from kit.limits import DEADLINE, scaled
 from kit.proxy import FASTMESH
 
@@ -21,21 +21,26 @@ ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
 
 
 class Steps:
-    """Stands in front of nft and ip, and kills who calls them at one of the calls: before it is done, while
-    it is left to finish alone, or after it."""
+    """Stands in for nft and ip, mounted over them for those that it runs, and kills who calls them at one of
+    the calls: before it is done, while it is left to finish alone, or after it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "bin"
         self.calls = directory / "calls"
         self.directory.mkdir()
+        self.mounts: list[str] = []
         for name in ("nft", "ip"):
             program = self.directory / name
+            real = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
+            assert real is not None
+            shutil.copy(real, f"{program}-itself")
+            self.mounts.append(f"mount --bind {program} {real}")
             program.write_text(
                 f"""#!/bin/sh
 echo >> {self.calls}
 n=$(wc -l < {self.calls})
 [ "$KILL_AT $KILL_WHEN" = "$n before" ] && kill -9 $PPID
-{shutil.which(name)} "$@"
+{program}-itself "$@"
 code=$?
 [ "$KILL_AT $KILL_WHEN" = "$n after" ] && kill -9 $PPID
 exit $code
@@ -46,8 +51,12 @@ exit $code
     def run(self, *arguments: object, at: int = 0, when: str = "before") -> tuple[int, int]:
         """The exit code of a command that is killed at a call, and how many calls there were."""
         self.calls.write_text("")
-        environment = {**os.environ, "PATH": f"{self.directory}:{os.environ['PATH']}"}
-        done = intercept(*arguments, check=False, env={**environment, "KILL_AT": str(at), "KILL_WHEN": when})
+        script = "\n".join(["set -e", *self.mounts, 'exec "$@"'])
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "-", FASTMESH, "intercept", *map(str, arguments)],
+            check=False,
+            env={**os.environ, "KILL_AT": str(at), "KILL_WHEN": when},
+        )
         return done.returncode, self.calls.read_text().count("\n")
 
 

@@ -11,15 +11,17 @@ from fastmesh.host.intercept.errors import InterceptError
 from fastmesh.host.intercept.namespace import Place
 
 PACKAGES: Final = {"nft": "nftables", "ip": "iproute2"}
-# Where Debian keeps them, whatever a user's PATH says.
-_ALSO: Final = "/usr/sbin:/sbin"
+# Where distributions keep them, whatever a user's PATH says.
+_USUAL: Final = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _CAP_NET_ADMIN: Final = 12
 _TIMEOUT: Final = 60.0
 
 
 def find(program: str) -> str | None:
     """The path of a program, None without it."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_ALSO}")
+    # Not where we happen to be started: this is done as root.
+    own = [one for one in os.environ.get("PATH", "").split(":") if one.startswith("/")]
+    return shutil.which(program, path=":".join([*_USUAL, *own]))
 
 
 def run(place: Place, program: str, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:

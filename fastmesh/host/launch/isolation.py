@@ -35,6 +35,8 @@ _ROUTES6 = (
     ("ip", "-6", "address", "add", f"{_OWN6}/128", "dev", "lo", "nodad"),
     ("ip", "-6", "route", "add", "default", "dev", "lo", "src", _OWN6),
 )
+# Where `ip` is looked for first, whatever PATH says.
+_USUAL = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _REFUSALS = (errno.EPERM, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.EACCES)
 
 
@@ -133,10 +135,12 @@ def _map(uid: int, outer_uid: int, gid: int, outer_gid: int) -> None:
 
 def _furnish() -> None:
     """The loopback interface, and a way to everywhere that leads to it: there the sidecar takes over."""
+    own = [one for one in os.environ.get("PATH", "").split(":") if one.startswith("/")]
+    environment = {**os.environ, "PATH": ":".join([*_USUAL, *own])}
     for commands, needed in ((_ROUTES, True), (_ROUTES6, False)):
         for command in commands:
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             except FileNotFoundError:
                 raise IsolationError("the program `ip` is missing; install iproute2") from None
             if done.returncode:
