@@ -83,6 +83,7 @@ def redis(host: Namespace, directory: Path) -> Iterator[None]:
         "--dir",
         directory,
     ]
+    options += ["--protected-mode", "no"]
     probe = [program("redis-cli"), "-e", "ping"]
     with _running(host, [program("redis-server"), *options], directory / "redis.log", probe):
         yield
