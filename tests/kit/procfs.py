@@ -10,7 +10,11 @@ from pathlib import Path
 def children(pid: int) -> list[int]:
     """Pids of the direct children of `pid`."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    try:
+        tasks = [*Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []  # it has gone while we looked
+    for task in tasks:
         try:
             found += [int(text) for text in task.read_text().split()]
         except OSError:

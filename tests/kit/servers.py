@@ -71,7 +71,7 @@ def _running(
 
 @contextlib.contextmanager
 def redis(host: Namespace, directory: Path) -> Iterator[None]:
-    """Redis on port 6379, which keeps nothing."""
+    """Redis on port 6379, which keeps nothing, and does not insist on callers from loopback."""
     options: list[str | Path] = [
         "--port",
         "6379",
@@ -83,6 +83,7 @@ def redis(host: Namespace, directory: Path) -> Iterator[None]:
         "--dir",
         directory,
     ]
+    options += ["--protected-mode", "no"]
     probe = [program("redis-cli"), "-e", "ping"]
     with _running(host, [program("redis-server"), *options], directory / "redis.log", probe):
         yield
