@@ -22,8 +22,8 @@ SOURCES := setup.py $(shell find fastmesh/_core.pyx fastmesh/core tests/probe -n
 PYTEST := $(BIN)/pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 $(ARGS)
 
 # Tests of Python alone, or of what other tests of compiled code go through: other builds find nothing more in them.
-PURE := agent bench $(addprefix certs/test_,concurrency.py crash.py rotation_stress.py) docs \
-	$(addprefix e2e/test_,command_line.py demo.py explain.py) \
+PURE := agent bench $(addprefix certs/test_,concurrency.py crash.py rotation_stress.py) dns docs \
+	$(addprefix e2e/test_,command_line.py demo.py explain.py) intercept kubernetes launch \
 	$(addprefix test_,floors.py grpc_kit.py http2_kit.py packaging.py)
 
 .PHONY: demo test build debug asan bench check fuzz clean

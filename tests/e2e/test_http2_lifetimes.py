@@ -418,7 +418,7 @@ def test_grpc_streams_do_not_notice_agents_and_reloads(serve: Serve, grpc_peers:
     """grpcio at both ends, streams in lock step."""
     service, client = grpc_peers.service("grpcio"), grpc_peers.client("grpcio")
     mesh = Pair(serve, pki, service.port, 2)
-    steps = [["ping_pong", 40, "a"], ["idle", 0.1]] * 20
+    steps = [["ping_pong", 20, "a"], ["idle", 0.1]] * 20
     scenario = replace(
         SCENARIOS["bidi"],
         client=[*steps, ["half_close"], ["recv_all"]],
@@ -441,7 +441,7 @@ def test_grpc_streams_do_not_notice_agents_and_reloads(serve: Serve, grpc_peers:
         sidecar.reload(drain=f"{10 + number}s")
     calls = client.hear()["calls"]
     assert [call["code"] for call in calls] == ["OK"] * 8, calls
-    assert all(len(call["events"]) == 40 * 20 + 1 for call in calls)
+    assert all(len(call["events"]) == 20 * 20 + 1 for call in calls)
 
 
 def test_an_endpoint_is_replaced_under_streams(serve: Serve, upstream: Serving) -> None:

@@ -161,7 +161,7 @@ def test_unknown_destinations_can_be_refused(
 ) -> None:
     server = upstream(echo, address=(HOSTS[family], 7))
     proxy = serve(config({}, unknown="reject"))
-    with connect((HOSTS[family], 7)) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), connect((HOSTS[family], 7)) as client:
         client.sock.recv(1)
     proxy.wait_metric("counted", lambda m: m.by_reason("unknown_destination") == 1)
     assert not server.connections

@@ -174,6 +174,7 @@ cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
         port = u.ports
         u.ports = port.next_port
         pool_drop(w, port)
+    u.nports = 0
     u.nconns += 1                                # it stays until all is closed that is idle
     while not list_empty(&u.idle):
         w.row.counters[K_RETIRED_REPLACED] += 1

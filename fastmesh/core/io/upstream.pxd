@@ -16,13 +16,15 @@ from fastmesh.core.io.original cimport destination_address
 from fastmesh.core.io.connection cimport conn_deadline, conn_resume_later
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Peer, Upstream, Worker,
+    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Peer, Upstream,
+    Worker,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
 from fastmesh.core.sys.posix cimport (
-    AF_INET, AF_INET6, AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT, ETIMEDOUT,
-    IPPROTO_TCP, IPV6_TRANSPARENT, IP_TRANSPARENT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_IPV6,
-    SOL_SOCKET, SO_ERROR, SO_MARK, TCP_NODELAY, c_bind, c_close, c_connect, c_socket, errno, getsockopt, htons, setsockopt, sockaddr, sockaddr_in, sockaddr_storage, socklen_t,
+    AF_INET, AF_INET6, AF_UNIX, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOENT,
+    ETIMEDOUT, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, IPV6_TRANSPARENT, IP_TRANSPARENT, SOCK_CLOEXEC, SOCK_NONBLOCK,
+    SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_SOCKET, SO_ERROR, SO_MARK, TCP_NODELAY, c_bind, c_close, c_connect, c_socket,
+    errno, getsockopt, htons, setsockopt, sockaddr, sockaddr_in, sockaddr_storage, socklen_t,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES
@@ -148,14 +150,18 @@ cdef inline const sockaddr *_on_port(const Endpoint *e, const Destination *to, s
     return <const sockaddr *>room
 
 
-cdef inline void _be_caller(int fd, const Destination *caller) noexcept nogil:
-    """Take a client's address on. Not allowed without CAP_NET_ADMIN: then it stays ours."""
+cdef inline bint _be_caller(int fd, const Destination *caller) noexcept nogil:
+    """Take a client's address on. Not allowed without CAP_NET_ADMIN: then it stays ours. False: it cannot be had, and
+    ours is not to stand for it."""
     cdef int one = 1
     cdef sockaddr_storage address
     cdef socklen_t size = destination_address(caller, &address)
     cdef bint v4 = caller.family == DEST_INET
-    if setsockopt(fd, SOL_IP if v4 else SOL_IPV6, IP_TRANSPARENT if v4 else IPV6_TRANSPARENT, &one, sizeof(int)) == 0:
-        c_bind(fd, <const sockaddr *>&address, size)
+    if setsockopt(fd, SOL_IP if v4 else SOL_IPV6, IP_TRANSPARENT if v4 else IPV6_TRANSPARENT, &one, sizeof(int)) != 0:
+        return True
+    # A port for each pair of ends, not one for each connection of the client.
+    setsockopt(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(int))
+    return c_bind(fd, <const sockaddr *>&address, size) == 0
 
 
 cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Destination *to,
@@ -183,8 +189,11 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
         if fm_unlikely(w.snapshot.mark):
             # Not allowed without CAP_NET_ADMIN: then rules tell us by our user.
             setsockopt(fd, SOL_SOCKET, SO_MARK, &w.snapshot.mark, sizeof(uint32_t))
-        if fm_unlikely(_as_caller(e, caller)):
-            _be_caller(fd, caller)
+        if fm_unlikely(_as_caller(e, caller)) and not _be_caller(fd, caller):
+            reason[0] = R_OVERLOADED
+            w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
+            c_close(fd)
+            return NULL
     if c_connect(fd, address, e.address_len) != 0 and errno != EINPROGRESS:
         reason[0] = connect_reason(errno)
         w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1

@@ -96,7 +96,9 @@ cdef extern from * nogil:
     /* <linux/in.h> and its twin, likewise */
     #define FM_IP_TRANSPARENT 19
     #define FM_IPV6_TRANSPARENT 75
+    #define FM_IP_BIND_ADDRESS_NO_PORT 24
     """
+    enum: IP_BIND_ADDRESS_NO_PORT "FM_IP_BIND_ADDRESS_NO_PORT"
     enum: IP_TRANSPARENT "FM_IP_TRANSPARENT", IPV6_TRANSPARENT "FM_IPV6_TRANSPARENT"
     enum: SO_ORIGINAL_DST "FM_SO_ORIGINAL_DST", IP6T_SO_ORIGINAL_DST "FM_IP6T_SO_ORIGINAL_DST"
 
