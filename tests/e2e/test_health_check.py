@@ -244,14 +244,17 @@ def test_through_the_mesh(serve: Serve, upstream: Serving, pki: Pki, kind: str) 
         here["services"]["svc-b"]["endpoints"].append(f"127.0.0.1:{nowhere}")
         proxy = serve(here)
         healthy(proxy, 1, 0, service="svc-b")
+        good = f"127.0.0.1:{address_of(there)[1]}"
+        proxy.wait_metric(
+            "a check that went well",
+            lambda m: m.sum("health_check_total", endpoint=good, result="healthy") >= 1,
+        )
         if kind == "path":
             app.status = "503 Service Unavailable"
         else:
             server.set("NOT_SERVING")
         healthy(proxy, 0, 0, service="svc-b")
         found = proxy.metrics()
-        good = f"127.0.0.1:{address_of(there)[1]}"
-        assert found.sum("health_check_total", endpoint=good, result="healthy") >= 1
         assert found.sum("health_check_total", endpoint=good, result="error") == 0
         assert "connection refused" in proxy.stderr()
 

@@ -89,7 +89,8 @@ def test_an_application_that_crashes(launch, config):
 
 def test_what_is_left_behind_is_ended(launch, config):
     """Asked first; what does not heed that is killed."""
-    run = launch(config, "sh", "-c", f"{DAEMON} (trap '' TERM; exec setsid sleep 4000) & echo ready; exit 4")
+    deaf = "(trap '' TERM; echo > $pipe; exec setsid sleep 4000) & read line < $pipe"
+    run = launch(config, "sh", "-c", f"{DAEMON} pipe=$(mktemp -u); mkfifo $pipe; {deaf}; rm $pipe; exit 4")
     assert run.wait() == 4
     (line,) = [line for line in run.err().splitlines() if "what the command has left behind: " in line]
     assert line.count(",") == 0, "one that did not heed"
