@@ -22,6 +22,7 @@ from kit.fixtures import (  # noqa: E402, F401
     other_pki,
     pki,
     serve,
+    start_agent,
     upstream,
 )
 

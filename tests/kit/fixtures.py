@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from kit.agent import Agent
 from kit.cutter import Cutter
 from kit.grpc_peers import Peers
 from kit.lanes import Lane, LaneProxy
@@ -133,3 +134,19 @@ def other_pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     for name in ("svc-a", "svc-b"):
         made.issue(name)
     return made
+
+
+@pytest.fixture
+def start_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
+    """Start agent processes; none survives the test."""
+    running: list[Agent] = []
+
+    def start(**options: Any) -> Agent:
+        directory = tmp_path / f"agent-{len(running)}"
+        directory.mkdir()
+        running.append(Agent(directory, **options))
+        return running[-1]
+
+    yield start
+    for agent in running:
+        agent.close()
