@@ -46,7 +46,7 @@ check: .venv/done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/test_floors.py
+	$(BIN)/pytest -q --noconftest tests/test_floors.py
 	scripts/check-cython
 
 fuzz: .venv/done
