@@ -7,6 +7,7 @@ from typing import Final
 
 from fastmesh.config.errors import shown
 from fastmesh.config.values import Kind
+from fastmesh.host import cgroup_names
 
 MAX_UID: Final = 0xFFFFFFFE  # the last one, (uid_t)-1, means nobody at all
 # Marks that begin with this byte are given to packets on their way to the proxy (`host/intercept/routes.py`).
@@ -39,13 +40,12 @@ def parse_interface(text: str) -> str:
     return text
 
 
-_CGROUP: Final = re.compile(r"/?[A-Za-z0-9_.@:\\+=,~-]+(/[A-Za-z0-9_.@:\\+=,~-]+)*/?")
 _CGROUP_EXPECTED: Final = "a cgroup (version 2) such as system.slice/backup.service"
 
 
 def parse_cgroup(text: str) -> str:
     """A cgroup below the root of the hierarchy, or its directory. It must exist by then."""
-    if len(text) > 1024 or not _CGROUP.fullmatch(text) or {".", ".."} & set(text.split("/")):
+    if not cgroup_names.is_cgroup(text):
         raise ValueError(f"{shown(text)} is no cgroup, expected {_CGROUP_EXPECTED}")
     return text
 
@@ -77,7 +77,7 @@ USER: Final = Kind(
 INTERFACE: Final = Kind(
     "interface", _INTERFACE_EXPECTED, parse_interface, rf"^(?!\.{{1,2}}$)({_INTERFACE.pattern})$"
 )
-CGROUP: Final = Kind("cgroup", _CGROUP_EXPECTED, parse_cgroup, f"^{_CGROUP.pattern}$")
+CGROUP: Final = Kind("cgroup", _CGROUP_EXPECTED, parse_cgroup, f"^{cgroup_names.PATH.pattern}$")
 MARK: Final = Kind(
     "mark", _MARK_EXPECTED, parse_mark, f"^({_MARK.pattern})$", format_mark, numbers=(1, 0xFFFFFFFF)
 )

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 
+from fastmesh.host.cgroup_names import is_cgroup
 from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside
 from fastmesh.host.launch.kernel import die_with_parent
 from fastmesh.host.launch.processes import fork
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     from fastmesh.host.launch.plan import Plan
 
-# What `config` takes for a cgroup, which is not imported here (see above).
-_CGROUP = re.compile(r"(/[A-Za-z0-9_.@:\\+=,~-]+)*")
 _LABEL = 64
 _RMDIR_S = 2.0
 _POLL_S = 0.01
@@ -300,7 +299,7 @@ def plain_label(label: str) -> str:
 
 def usable(path: str) -> str:
     """The cgroup that we are in, if rules can name those below it. Raises TakeoverError."""
-    if not _CGROUP.fullmatch(path) or {".", ".."} & set(path.split("/")):
+    if path and not is_cgroup(path):
         raise TakeoverError(
             f"rules cannot name a cgroup below the one that this runs in ({path!r}); run it in one with a "
             "plain name, or use --isolate"
