@@ -1,4 +1,4 @@
-"""Which cgroups rules can name, as a pattern: for the configuration, and for processes that do not import it."""
+"""Which cgroups rules can name: for the configuration, and for processes that do not import it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,11 @@ from kit.intercept import (
     OUT,
     PEER,
     Host,
+    Hosts,
     accepted,
+    beside,
+    both_families,
+    both_methods,
     configuration,
     destination,
     intercept,
@@ -27,9 +31,7 @@ from kit.intercept import (
 from fastmesh.host.intercept import InterceptError, Selection, cgroups
 from fastmesh.host.intercept.selection import table_of
 
-Hosts = tuple[Host, Host]
 _counter = itertools.count()
-both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 
 # A process that goes into a cgroup, connects, and waits for the end of its input.
 DIAL = """
@@ -89,7 +91,7 @@ def relative(directory: Path) -> str:
 
 
 @both_methods
-@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+@both_families
 def test_selection(hosts: Hosts, hierarchy: Path, tmp_path: Path, method: str, family: int) -> None:
     """The cgroup and those below it; not those beside it."""
     app, peer = hosts
@@ -131,19 +133,19 @@ def test_exemption(hosts: Hosts, hierarchy: Path, tmp_path: Path, method: str) -
                 assert source == address
 
 
-def test_two_cgroups_side_by_side(hosts: Hosts, hierarchy: Path, tmp_path: Path) -> None:
+def test_two_cgroups_side_by_side(
+    hosts: Hosts, closing: contextlib.ExitStack, hierarchy: Path, tmp_path: Path
+) -> None:
     app, _ = hosts
-    with contextlib.ExitStack() as stack:
-        proxies = {}
-        for name, port in (("b", 15021), ("c", 15031)):
-            config = configuration(tmp_path, "{outbound: {}}", name=name, out=port, inside=port + 1)
-            take_over(config, app, cgroup=relative(made(hierarchy, name)))
-            proxies[name] = stack.enter_context(app.listen("127.0.0.1", port))
-        for name, proxy in proxies.items():
-            with dialled(app, hierarchy / name, PEER[0], 80) as address:
-                sock, source = accepted(proxy)
-                sock.close()
-                assert source == address
+    proxies = {
+        name: closing.enter_context(beside(tmp_path, app, name, port, cgroup=relative(made(hierarchy, name))))
+        for name, port in (("b", 15021), ("c", 15031))
+    }
+    for name, proxy in proxies.items():
+        with dialled(app, hierarchy / name, PEER[0], 80) as address:
+            sock, source = accepted(proxy)
+            sock.close()
+            assert source == address
 
 
 def test_one_that_is_made_anew(hosts: Hosts, hierarchy: Path, tmp_path: Path) -> None:

@@ -7,15 +7,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from kit.intercept import IN, OUT, Host, configuration, intercept, take_over
+from kit.intercept import IN, OUT, Host, Hosts, both_methods, configuration, intercept, take_over
 
 from fastmesh.config import load
 from fastmesh.host.intercept import Selection
 from fastmesh.host.intercept.probe import Finding, check
 
-Hosts = tuple[Host, Host]
 ALL = "outbound: {}, inbound: {ports: [8080]}"
-both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 NO_SIDECAR = (
     "the sidecar does not run: a listener of this check took its place, and until `fastmesh serve` runs "
     "connections are refused"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.intercept import IN, OUT, Host, configuration, intercept, leave_alone, take_over
+from kit.intercept import IN, OUT, Host, Hosts, both_methods, configuration, intercept, leave_alone, take_over
 
 from fastmesh.config import load
 from fastmesh.host.intercept import (
@@ -24,9 +24,7 @@ from fastmesh.host.intercept import (
     rules_in_force,
 )
 
-Hosts = tuple[Host, Host]
 ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
-both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 
 
 def refused(*arguments: object, code: int = 1, **options: object) -> str:

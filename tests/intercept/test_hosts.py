@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.fixtures import Serving
-from kit.intercept import MISSING, intercept
+from kit.intercept import MISSING, both_methods, intercept
 from kit.pki import Pki
 from kit.sniffer import Sniffer, plaintext, tls_records
 from kit.three_hosts import (
@@ -29,7 +29,6 @@ from kit.upstream import Script, ServerConn, answering
 from kit.wire import connect, response
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
 QUESTION, ANSWER = b"how-many-are-left-of-4711", b"there-are-forty-two-of-them"
 # What applications dial, and where the other sidecar is: in both versions of IP.
 SERVICES = {

@@ -10,13 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kit.intercept import Host, configuration, leave_alone, take_over
+from kit.intercept import Hosts, configuration, leave_alone, take_over
 from kit.limits import DEADLINE, scaled
 from kit.proxy import FASTMESH
 
 from fastmesh.host.intercept import Selection, rules_in_force
 
-Hosts = tuple[Host, Host]
 ALL = "outbound: {exclude_ports: [22]}, inbound: {ports: [8080]}"
 
 

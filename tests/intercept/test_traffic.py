@@ -16,7 +16,11 @@ from kit.intercept import (
     OUT,
     PEER,
     Host,
+    Hosts,
     accepted,
+    beside,
+    both_families,
+    both_methods,
     configuration,
     destination,
     intercept,
@@ -29,10 +33,7 @@ from kit.limits import DEADLINE
 from fastmesh.host.intercept import Plan, apply
 from fastmesh.host.intercept.plan import make_plan
 
-Hosts = tuple[Host, Host]
 MARK = 0x0FA5
-both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
-both_families = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 
 
 class Scene:
@@ -358,11 +359,7 @@ def test_two_selections_side_by_side(
     app, _ = hosts
     listeners = {}
     for name, port, uid in (("b", 15021, None), ("c", 15031, 4711), ("d", 15041, 4712)):
-        config = configuration(
-            tmp_path, f"{{method: {method}, outbound: {{}}}}", name=name, out=port, inside=port + 1
-        )
-        listeners[name] = closing.enter_context(app.listen("127.0.0.1", port, transparent=method == "tproxy"))
-        take_over(config, app, uid=uid)
+        listeners[name] = closing.enter_context(beside(tmp_path, app, name, port, method=method, uid=uid))
     for uid, name in ((4711, "c"), (4712, "d"), (0, "b"), (4713, "b")):
         client = closing.enter_context(app.dial(PEER[0], 80, uid=uid))
         server, source = accepted(listeners[name])
@@ -387,11 +384,7 @@ def test_methods_side_by_side(
     other = {"redirect": "tproxy", "tproxy": "redirect"}[method]
     listeners = {}
     for name, port, how, uid in (("b", 15021, other, None), ("c", 15031, method, 4711)):
-        config = configuration(
-            tmp_path, f"{{method: {how}, outbound: {{}}}}", name=name, out=port, inside=port + 1
-        )
-        listeners[name] = closing.enter_context(app.listen("127.0.0.1", port, transparent=True))
-        take_over(config, app, uid=uid)
+        listeners[name] = closing.enter_context(beside(tmp_path, app, name, port, method=how, uid=uid))
     for uid, name, how in ((4711, "c", method), (0, "b", other)):
         client = closing.enter_context(app.dial(PEER[0], 80, uid=uid))
         server, _ = accepted(listeners[name])

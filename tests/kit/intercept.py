@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from fastmesh.config import load
 from fastmesh.host.intercept import Selection, down, up
 from kit.limits import DEADLINE
@@ -34,6 +36,8 @@ IP_TRANSPARENT, IPV6_TRANSPARENT, IPV6_V6ONLY = 19, 75, 26
 OUT, IN = 15001, 15006
 APP, PEER = ("10.77.0.1", "fd77::1"), ("10.77.0.2", "fd77::2")
 LOOPBACK = ("127.0.0.1", "::1")
+both_methods = pytest.mark.parametrize("method", ["redirect", "tproxy"])
+both_families = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 
 
 def sh(command: str, *more: str) -> str:
@@ -144,6 +148,9 @@ class Host:
         return re.sub(r'("packets"|"bytes"): \d+', r"\1: 0", text)
 
 
+Hosts = tuple[Host, Host]  # the application's and the other one
+
+
 def be_transparent(sock: socket.socket) -> None:
     """IP_TRANSPARENT (ip(7)): for connections and addresses that are not this host's."""
     if sock.family == socket.AF_INET:
@@ -239,6 +246,25 @@ intercept: {intercept}
 def take_over(config: Path, host: Host, *, uid: int | None = None, cgroup: str | None = None) -> list[str]:
     """`fastmesh intercept up` in a host."""
     return up(load(config), Selection(netns=host.name, uid=uid, cgroup=cgroup))
+
+
+def beside(
+    directory: Path,
+    host: Host,
+    name: str,
+    port: int,
+    *,
+    method: str = "redirect",
+    uid: int | None = None,
+    cgroup: str | None = None,
+) -> socket.socket:
+    """One of several sidecars of a host: its rules in force for a selection, and its listener."""
+    config = configuration(
+        directory, f"{{method: {method}, outbound: {{}}}}", name=name, out=port, inside=port + 1
+    )
+    listener = host.listen(LOOPBACK[0], port, transparent=method == "tproxy")
+    take_over(config, host, uid=uid, cgroup=cgroup)
+    return listener
 
 
 def leave_alone(host: Host, *, uid: int | None = None, cgroup: str | None = None) -> bool:
