@@ -26,8 +26,8 @@ _LISTENER: Final = (
 class InterceptOutbound(Section, frozen=True, kw_only=True):
     """the outgoing interception
 
-    TCP connections that the application makes, except to loopback addresses (127.0.0.0/8, ::1). An empty
-    mapping (`{}`) takes all others.
+    TCP connections that the application makes, except to loopback addresses (127.0.0.0/8, ::1) and to those
+    of one link (fe80::/10). An empty mapping (`{}`) takes all others.
     """
 
     ports: Annotated[

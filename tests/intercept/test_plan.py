@@ -48,6 +48,9 @@ def test_redirect(tmp_path: Path) -> None:
             "meta mark & 0xff000000 == 0xfa000000 return",
             "ip daddr 127.0.0.0/8 return",
             "ip6 daddr ::1 return",
+            "ip6 daddr fe80::/10 return",
+            "ip daddr { 224.0.0.0/4, 255.255.255.255 } return",
+            "ip6 daddr ff00::/8 return",
             'oifname "docker0" return',
             'oifname "veth*" return',
             "meta skuid { 7 } return",
@@ -88,6 +91,9 @@ def test_tproxy(tmp_path: Path) -> None:
             "meta mark & 0xff000000 == 0xfa000000 return",
             "ip daddr 127.0.0.0/8 return",
             "ip6 daddr ::1 return",
+            "ip6 daddr fe80::/10 return",
+            "ip daddr { 224.0.0.0/4, 255.255.255.255 } return",
+            "ip6 daddr ff00::/8 return",
             f"{first} ct direction original meta skuid 7 counter ct mark set {mark} meta mark set {mark} "
             'comment "taken outgoing"',
         ],
@@ -115,6 +121,8 @@ def test_names(tmp_path: Path) -> None:
         "meta mark 0xfa5 return",
         "meta skuid { 6 } return",
         "meta skuid { 5 } return",
+        "ip daddr { 224.0.0.0/4, 255.255.255.255 } return",
+        "ip6 daddr ff00::/8 return",
         "meta nfproto ipv4 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip to 127.0.0.1:15053",
         "meta nfproto ipv6 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip6 to [::1]:15053",
     ]

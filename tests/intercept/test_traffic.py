@@ -163,11 +163,64 @@ def test_interfaces(scene: Scene) -> None:
 
 @scenes("outbound: {}, inbound: {ports: [8080]}")
 def test_loopback_is_not_taken(scene: Scene) -> None:
-    """An application that calls itself, and the proxy that calls the application."""
-    listener = scene.listen(scene.app, LOOPBACK[scene.family], 8080)
-    for mark in (0, MARK):
-        client = scene.dial(scene.app, LOOPBACK[scene.family], 8080, mark=mark)
-        talk(client, scene.accepted(listener)[0])
+    """An application that calls itself, by whatever name, and the proxy that calls the application."""
+    listener = scene.listen(scene.app, ("0.0.0.0", "::")[scene.family], 8080)
+    for address in (
+        LOOPBACK[scene.family],
+        ("127.9.9.9", "::1")[scene.family],
+        ("0.0.0.0", "::")[scene.family],
+    ):
+        for mark in (0, MARK):
+            client = scene.dial(scene.app, address, 8080, mark=mark)
+            talk(client, scene.accepted(listener)[0])
+
+
+@scenes("outbound: {}")
+def test_groups_are_not_taken(scene: Scene) -> None:
+    """The kernel itself says that there is no such connection."""
+    scene.app.sh("ip -6 route add multicast ff02::/16 dev eth0 table local")
+    for address in (("224.0.0.1", "255.255.255.255", "10.77.0.255"), ("ff02::1%eth0", "ff02::1:2%eth0"))[
+        scene.family
+    ]:
+        with pytest.raises(OSError, match=r"unreachable|denied|not available|Invalid"):
+            scene.dial(scene.app, address, 80)
+    assert "0 outgoing" in intercept("show", "--netns", scene.app.name).stdout
+
+
+@both_methods
+def test_addresses_of_a_link(
+    hosts: Hosts, closing: contextlib.ExitStack, tmp_path: Path, method: str
+) -> None:
+    """Which link it is, the proxy would not know. What comes in from one must not go around it."""
+    config = configuration(tmp_path, f"{{method: {method}, outbound: {{}}, inbound: {{ports: [8080]}}}}")
+    scene = Scene(hosts, closing, config, method=method, family=1)
+    for host, address in ((scene.app, "fe80::a"), (scene.peer, "fe80::b")):
+        host.sh(f"ip addr add {address}/64 dev eth0 nodad")
+    listener = scene.listen(scene.peer, "::", 80)
+    client = scene.dial(scene.app, "fe80::b%eth0", 80)
+    server, source = scene.accepted(listener)
+    assert source[0].partition("%")[0] == "fe80::a"
+    talk(client, server)
+    client = scene.dial(scene.peer, "fe80::a%eth0", 8080)
+    server, source = scene.accepted(scene.inward)
+    assert source[0].partition("%")[0] == "fe80::b"
+    talk(client, server)
+
+
+@both_methods
+def test_addresses_of_a_link_in_ipv4(
+    hosts: Hosts, closing: contextlib.ExitStack, tmp_path: Path, method: str
+) -> None:
+    """They have no scope, and are taken unless they are excluded."""
+    config = configuration(tmp_path, f"{{method: {method}, outbound: {{}}}}")
+    scene = Scene(hosts, closing, config, method=method, family=0)
+    scene.dial(scene.app, "169.254.7.7", 80)
+    server, _ = scene.accepted(scene.out)
+    assert destination(server, method) == ("169.254.7.7", 80)
+    configuration(tmp_path, f"{{method: {method}, outbound: {{exclude_cidrs: [169.254.0.0/16]}}}}")
+    take_over(config, scene.app)
+    scene.peer.sh("ip addr add 169.254.7.7/32 dev lo")
+    scene.direct(address="169.254.7.7")
 
 
 @scenes("outbound: {}, inbound: {ports: [8080]}")

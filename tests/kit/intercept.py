@@ -130,7 +130,8 @@ class Host:
                 if source is not None:
                     be_transparent(sock)
                     sock.bind((source, 0))
-                sock.connect((address, port))
+                host, _, link = address.partition("%")
+                sock.connect((host, port, 0, socket.if_nametoindex(link)) if link else (host, port))
             except BaseException:
                 sock.close()
                 raise

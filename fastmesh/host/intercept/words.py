@@ -68,7 +68,7 @@ def _outgoing(outgoing: Outgoing | None) -> list[str]:
         return ["stays as it is"]
     to = f"to {_ports(outgoing.ports)}" if outgoing.ports else "to any port"
     out = [f"TCP {to} goes to {_listener('127.0.0.1', outgoing.port4, '[::1]', outgoing.port6)}"]
-    but = ["to this host's loopback (127.0.0.0/8, ::1)"]
+    but = ["to this host's loopback (127.0.0.0/8, ::1), or to one link (fe80::/10)"]
     if outgoing.exclude_ports:
         but.append(f"to {_ports(outgoing.exclude_ports)}")
     if outgoing.exclude_cidrs:
