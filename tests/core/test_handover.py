@@ -31,13 +31,13 @@ class Pair:
         self.inboxes, self.outboxes = zip(
             *(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)), strict=True
         )
-        self.edges = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(2)]
+        self.edges = [socket.create_server(("127.0.0.1", 0), backlog=256) for _ in range(2)]
         self.workers = [Worker(self.area, slot) for slot in range(2)]
         for sock in (*self.inboxes, *self.outboxes, *self.edges):
             sock.setblocking(False)
         for slot, worker in enumerate(self.workers):
             worker.siblings(self.inboxes[slot].fileno(), [out.fileno() for out in self.outboxes])
-            worker.load(snapshot(1, {"edge": "web"}, endpoint))
+            worker.load(snapshot(1, {"edge": "web"}, endpoint, role="inbound"))
             worker.listen("edge", self.edges[slot].fileno(), EDGE)
         self.first, self.second = self.workers
         self.clients: list[Conn] = []
@@ -251,6 +251,26 @@ def test_a_drain_takes_what_has_been_sent(pair: Pair) -> None:
         assert pair.second.run(control) == RUN_DRAINED
         os.close(control)
         answered(clients)
+
+
+def test_a_withdrawal_resets_nobody_in_the_queue(pair: Pair) -> None:
+    """Not even when more of them in a row go to the sibling than are accepted in a turn."""
+    while pair.room():
+        pass
+    with running(pair.first):
+        answered(pair.clients_of_first(80))
+        assert pair.shares() == [80, 0]
+        with running(pair.second):
+            wait_until(pair.room, "the second worker to look into its inbox")
+    waiting = [connect(pair.edges[0].getsockname()) for _ in range(120)]
+    pair.clients += waiting
+    for client in waiting:
+        client.send(REQUEST)
+    pair.edges[0].close()  # as the supervisor does first
+    pair.first.withdraw()
+    assert pair.sent() > 64, "more than a turn accepts"
+    with running(pair.first), running(pair.second):
+        answered(waiting)
 
 
 def test_without_descriptors_it_waits(pair: Pair) -> None:

@@ -15,9 +15,13 @@ from kit.pki import Identity
 
 
 def snapshot(
-    number: int, listeners: dict[str, str], endpoint: int | None, identity: Identity | None = None
+    number: int,
+    listeners: dict[str, str],
+    endpoint: int | None,
+    identity: Identity | None = None,
+    role: str = "edge",
 ) -> bytes:
-    """Listeners by name with the service they lead to; with an identity they ask for one."""
+    """Listeners by name with the service they lead to; with an identity they ask for one, as inbound ones."""
     names = sorted(set(listeners.values()))
     timeouts = {f"{name}_timeout_ms": 20_000 for name in ("header", "idle", "stream_idle", "tcp_idle")}
     document: dict[str, Any] = {
@@ -36,7 +40,7 @@ def snapshot(
         "listeners": [
             {
                 "name": name,
-                "role": "inbound" if identity else "edge",
+                "role": "inbound" if identity else role,
                 "protocol": "http",
                 "tls": "mesh" if identity else "none",
                 "service": names.index(service),
