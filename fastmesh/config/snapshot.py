@@ -9,8 +9,6 @@ beside a `certificate`.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +20,7 @@ from fastmesh.config.cpus import usable_cpus
 from fastmesh.config.dns_checks import virtual_networks, within
 from fastmesh.config.errors import ConfigError, ConfigErrors, shown
 from fastmesh.config.loader import Loaded
+from fastmesh.config.lookup import lookup_of
 from fastmesh.config.positions import Where
 from fastmesh.config.roles import client_cert, listener_tls, service_tls, speaks_http2
 from fastmesh.config.rule_checks import LISTS, conditions, rule_name
@@ -409,6 +408,7 @@ class _Resolver:
         self.errors: list[ConfigError] = []
         self.known: dict[str, list[str]] = {}
         self.virtual = virtual_networks(loaded.config)
+        self.look_up = lookup_of(loaded.config)
 
     def all(self, address: Address, where: Where) -> list[dict[str, Any]]:
         """Every address, IPv4 before IPv6, in an order that does not change with the name server's."""
@@ -418,7 +418,7 @@ class _Resolver:
         kept = {"keep_port": True} if address.keeps_port else {}
         if address.host not in self.known:
             try:
-                self.known[address.host] = _lookup(address.host)
+                self.known[address.host] = self.look_up(address.host)
             except OSError as error:
                 place = self.loaded.positions.of(where)
                 what = f"host name {shown(address.host)} cannot be resolved ({error.strerror or error})"
@@ -445,16 +445,3 @@ class _Resolver:
         """The first address: what a listener binds. Empty when there is an error."""
         found = self.all(address, where)
         return found[0] if found else {"host": None, "port": 0}
-
-
-def _lookup(host: str) -> list[str]:
-    try:
-        return [str(ipaddress.ip_address(host))]
-    except ValueError:
-        pass
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    # A link-local address needs a zone, which endpoints do not carry: it could not be reached.
-    hosts = {str(info[4][0]) for info in found if "%" not in str(info[4][0])}
-    if not hosts:
-        raise OSError("it has no address")
-    return sorted(hosts, key=lambda host: (ip := ipaddress.ip_address(host)) and (ip.version, int(ip)))

@@ -234,11 +234,9 @@ def test_one_port_of_an_address_each_is_not_shared() -> None:
 
 
 def test_an_endpoint_that_resolves_to_a_virtual_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's resolver is this sidecar, and the service is named as its own host."""
+    """Another sidecar is the name server, and the service is named as its own host."""
     text = f"{DNS}services:\n  api.example: {{endpoints: ['api.example:443']}}\n"
-    monkeypatch.setattr(
-        "fastmesh.config.snapshot._lookup", lambda host: ["240.77.3.4" if host == "api.example" else host]
-    )
+    monkeypatch.setattr("fastmesh.config.lookup.Direct.__call__", lambda *_: ["240.77.3.4"])
     with pytest.raises(ConfigErrors) as caught:
         make_snapshot(config(text))
     (error,) = caught.value.errors
