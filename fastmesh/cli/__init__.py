@@ -30,6 +30,7 @@ EXIT_CONFIG: Final = 2
 EXIT_LISTEN: Final = 3
 EXIT_BOOT: Final = 4
 EXIT_PKI: Final = 5
+EXIT_UNPROVEN: Final = 6
 
 # command -> (module that defines `command`, one line of help). The help stands here so that `--help`
 # and completion need not import the modules.

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
+from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE, EXIT_UNPROVEN
 from fastmesh.config import ConfigErrors, Loaded, find_config, load
 from fastmesh.host.intercept import InterceptError, Selection, apply, probe, words
 from fastmesh.host.intercept.namespace import Place, inside
@@ -37,6 +37,7 @@ def command() -> None:
     """
 
 
+_VERDICTS: Final = {True: "ok  ", False: "FAIL", None: "????"}
 _FILE: Final = click.Path(path_type=Path)
 _config = click.option(
     "-c",
@@ -151,15 +152,18 @@ def check(file: Path | None, netns: str | None, user: str | None, cgroup: str | 
     """Prove that traffic passes through the proxy, by connections that must arrive there.
 
     For that there is a second host for a moment, within this machine: the selected user or cgroup calls it,
-    and it calls the application's ports. Needs root. Exits with 1 when anything is missing, and says what.
+    and it calls the application's ports. Exits with 1 when anything is missing, and says what. Without root
+    (CAP_SYS_ADMIN) there is no second host: what comes in cannot be proven then, and it exits with 6.
     """
     with _told():
         loaded = load(find_config(file))
         findings = probe.check(loaded, _selection(netns, user, cgroup))
     for one in findings:
-        click.echo(f"{'ok  ' if one.fine else 'FAIL'} {one.text}")
-    if not all(one.fine for one in findings):
+        click.echo(f"{_VERDICTS[one.fine]} {one.text}")
+    if any(one.fine is False for one in findings):
         sys.exit(EXIT_FAILURE)
+    if any(one.fine is None for one in findings):
+        sys.exit(EXIT_UNPROVEN)
 
 
 def _shown(place: Place, loaded: Loaded | None, table: str | None) -> tuple[list[str], list[str]]:

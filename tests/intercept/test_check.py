@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from kit.intercept import IN, OUT, Host, Hosts, both_methods, configuration, intercept, take_over
+from kit.proxy import FASTMESH
 
 from fastmesh.config import load
 from fastmesh.host.intercept import Selection
 from fastmesh.host.intercept.probe import Finding, check
 
+SETGID, SETUID, SYS_ADMIN = 6, 7, 21
 ALL = "outbound: {}, inbound: {ports: [8080]}"
 NO_SIDECAR = (
     "the sidecar does not run: a listener of this check took its place, and until `fastmesh serve` runs "
@@ -67,6 +71,74 @@ def test_with_a_listener(hosts: Hosts, tmp_path: Path, method: str) -> None:
         assert len(fine) == 6
         assert all(", the listener of process " in text for text in fine[2:])
         assert intercept("check", "-c", config, "--netns", hosts[0].name).stdout.count("ok   ") == 6
+
+
+def unprivileged(config: Path, host: Host, *numbers: int) -> tuple[int, list[str]]:
+    """The exit code of a check without these capabilities (capabilities(7)), and what it says."""
+    drop = f"import ctypes; [ctypes.CDLL(None).prctl(24, n, 0, 0, 0) for n in {numbers}]"
+    inner = f"import os, sys; {drop}; os.execv(sys.argv[1], sys.argv[1:])"
+    before = host.state()
+    command = ["ip", "netns", "exec", host.name, sys.executable, "-c", inner, str(FASTMESH)]
+    done = subprocess.run(
+        [*command, "intercept", "check", "-c", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert host.state() == before
+    return done.returncode, done.stdout.splitlines()
+
+
+@both_methods
+def test_without_a_second_host(hosts: Hosts, tmp_path: Path, method: str) -> None:
+    """What goes out is proven all the same; what comes in is not, and that is said."""
+    config = configuration(tmp_path, f"{{method: {method}, {ALL}}}")
+    take_over(config, hosts[0])
+    with listening(hosts[0], transparent=method == "tproxy"):
+        code, said = unprivileged(config, hosts[0], SYS_ADMIN)
+    assert code == 6
+    assert [line.split()[0] for line in said] == ["ok", "ok", "ok", "????", "ok", "????"]
+    assert said[2].startswith(
+        f"ok   outgoing IPv4: a connection to 192.0.2.1:80 arrived at 127.0.0.1:{OUT}, the listener of"
+    )
+    assert said[3].startswith(
+        "???? incoming IPv4 is not proven: a second host cannot be made (operation not permitted); run this "
+        f"as root (CAP_SYS_ADMIN). Connections would arrive at 0.0.0.0:{IN}, the listener of process "
+    )
+    assert said[3].endswith(
+        "; 0 were taken since `up`: call port 8080 from elsewhere, and see whether `fastmesh intercept show` "
+        "counts one more"
+    )
+    code, said = unprivileged(config, hosts[0], SYS_ADMIN)
+    assert code == 1
+    assert said[3] == f"FAIL incoming IPv4: nobody listens at 0.0.0.0:{IN}, so connections are refused"
+    assert said[-1] == f"FAIL {NO_SIDECAR}"
+
+
+def test_without_a_second_host_it_finds_what_is_wrong(hosts: Hosts, tmp_path: Path) -> None:
+    config = configuration(tmp_path, "{outbound: {}}")
+    take_over(config, hosts[0])
+    hosts[0].sh("nft insert rule inet fastmesh outgoing ip daddr 192.0.2.0/24 return")
+    with listening(hosts[0]):
+        code, said = unprivileged(config, hosts[0], SYS_ADMIN)
+    assert code == 1
+    assert said[1].startswith("FAIL rules were changed by hand since `up`")
+    assert said[2].startswith(
+        "FAIL outgoing IPv4: a connection to 192.0.2.1:80 was not taken over (connection refused)"
+    )
+
+
+def test_a_user_that_the_check_cannot_become(hosts: Hosts, tmp_path: Path) -> None:
+    config = configuration(tmp_path, "{outbound: {exclude_uids: [0]}}")
+    take_over(config, hosts[0])
+    with listening(hosts[0]):
+        code, said = unprivileged(config, hosts[0], SYS_ADMIN, SETUID, SETGID)
+    assert code == 6
+    assert all(
+        line.endswith("cannot be made (operation not permitted), so that is not proven; run this as root")
+        for line in said[2:]
+    )
 
 
 def test_a_listener_that_is_not_transparent(hosts: Hosts, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kit.intercept import IN, OUT, Host, Hosts, both_methods, configuration, intercept, leave_alone, take_over
+from kit.proxy import FASTMESH
 
 from fastmesh.config import load
 from fastmesh.host.intercept import (
@@ -291,6 +292,10 @@ def test_bad_usage(tmp_path: Path) -> None:
     assert "there is no user no-such-user on this host" in refused(
         "up", "-c", config, "--uid", "no-such-user"
     )
+    said = refused("up", "-c", config, "--uid", "4294967295")
+    assert said == "error: 4294967295 is no user; give a name, or a number up to 4294967294\n"
+    other = configuration(tmp_path, "{outbound: {exclude_uids: [no-such-user]}}", name="b")
+    assert f"(intercept.outbound.exclude_uids in {other})" in refused("up", "-c", other)
     assert "two selections" in refused("up", "-c", config, "--uid", 1, "--cgroup", "a")
     assert "does not exist" in refused("up", "-c", tmp_path / "nothing.yaml", code=2)
     config.write_text("listeners: []\n")
@@ -363,6 +368,25 @@ def test_nobody_else_can_hold_the_lock(hosts: Hosts, tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(InterceptError, match="at work in network"):
             patch.setattr(namespace, "PATIENCE", 0.1)
             namespace.inside(hosts[0].name, lambda _: None)
+
+
+@pytest.mark.parametrize("run", ["mount -t tmpfs fm-run /run", "mount -o remount,bind,ro /run"])
+def test_a_root_that_cannot_be_written(hosts: Hosts, tmp_path: Path, run: str) -> None:
+    """As in a container: locks are kept in /run, or else on the namespace itself."""
+    app, _ = hosts
+    before = app.state()
+    config = configuration(tmp_path, f"{{method: tproxy, {ALL}}}")
+    for what in (f"up -c {config}", "down"):
+        script = f"mount --bind /run /run; mount -o remount,bind,ro /; {run}; {FASTMESH} intercept {what}"
+        done = subprocess.run(
+            ["ip", "netns", "exec", app.name, "bash", "-ec", script],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("inet fastmesh" in app.sh("nft list tables")) == (what != "down")
+    assert app.state() == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away, as root can")

@@ -121,6 +121,7 @@ def test_names(tmp_path: Path) -> None:
         "meta mark 0xfa5 return",
         "meta skuid { 6 } return",
         "meta skuid { 5 } return",
+        "ip6 daddr fe80::/10 return",
         "ip daddr { 224.0.0.0/4, 255.255.255.255 } return",
         "ip6 daddr ff00::/8 return",
         "meta nfproto ipv4 meta l4proto { tcp, udp } th dport 53 meta skuid 7 dnat ip to 127.0.0.1:15053",

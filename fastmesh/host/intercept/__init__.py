@@ -9,6 +9,7 @@
     cgroups     the cgroup hierarchy (version 2), and making nft find it
     apply       up, down, and what is in force
     words       what is in force, for people
+    hosts       a second host for a moment, for the proof
     probe       the proof: a connection that must arrive at the proxy
 
 What is in force is kept by the kernel alone: the table says whose it is and what it should contain. Names,

@@ -14,7 +14,7 @@ from typing import Final
 
 from fastmesh.config.intercept_values import parse_cgroup
 from fastmesh.host.intercept.errors import InterceptError
-from fastmesh.host.intercept.syscalls import bind_mount, private_mounts
+from fastmesh.host.namespaces import bind_mount, private_mounts
 
 USUAL: Final = "/sys/fs/cgroup"
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from fastmesh.host.intercept.errors import InterceptError
-from fastmesh.host.intercept.syscalls import enter_network
+from fastmesh.host.namespaces import CLONE_NEWNET, enter
 
 NAMED: Final = "/run/netns"
 OWN: Final = "/proc/thread-self/ns/net"
@@ -78,7 +78,7 @@ def _open(netns: str | int | None) -> tuple[str, int]:
     text = str(netns)
     if text.isdecimal():
         words, path = f"the network namespace of process {text}", f"/proc/{text}/ns/net"
-        gone = f"there is no process {text}, so its network namespace is not found"
+        gone = f"there is no process {text}; give the namespace's name, or a process that is in it"
     elif "/" in text:
         words, path = f"network namespace {text}", text
         gone = f"there is no network namespace {text}"
@@ -99,7 +99,7 @@ def _open(netns: str | int | None) -> tuple[str, int]:
 
 def _enter(fd: int, words: str) -> None:
     try:
-        enter_network(fd)
+        enter(fd, CLONE_NEWNET)
     except OSError as error:
         if error.errno == errno.EINVAL:
             # What a name in /run/netns is after its namespace was unmounted: an ordinary file.

@@ -80,9 +80,8 @@ def make_plan(loaded: Loaded, selection: Selection) -> Plan:
             f"{loaded.name} has no `intercept`, so it does not say what to take over; add it "
             "(docs/transparent.md)"
         )
-    listeners = loaded.config.listeners
     cgroup = None if selection.cgroup is None else cgroups.relative(selection.cgroup)
-    exempt_uids = _uids(intercept.exempt_uids)
+    exempt_uids = _uids(loaded, "exempt_uids", intercept.exempt_uids)
     exempt_cgroups = sorted({cgroups.relative(path) for path in intercept.exempt_cgroups})
     if selection.uid in exempt_uids:
         raise InterceptError(
@@ -107,23 +106,23 @@ def make_plan(loaded: Loaded, selection: Selection) -> Plan:
         mark=intercept.mark,
         exempt_uids=exempt_uids,
         exempt_cgroups=exempt_cgroups,
-        outgoing=_outgoing(intercept.outbound, listeners),
-        incoming=_incoming(intercept.inbound, listeners),
+        outgoing=_outgoing(loaded, intercept.outbound),
+        incoming=_incoming(intercept.inbound, loaded.config.listeners),
         **({} if intercept.outbound is None else _names(loaded.config.dns)),
     )
 
 
-def _outgoing(given: InterceptOutbound | None, listeners: list[Listener]) -> Outgoing | None:
+def _outgoing(loaded: Loaded, given: InterceptOutbound | None) -> Outgoing | None:
     if given is None:
         return None
-    port4, port6 = _listener_ports(taking(listeners, "outbound", given))
+    port4, port6 = _listener_ports(taking(loaded.config.listeners, "outbound", given))
     return Outgoing(
         port4=port4,
         port6=port6,
         ports=sorted(set(given.ports or [])),
         exclude_ports=sorted(set(given.exclude_ports)),
         exclude_cidrs=_networks(given.exclude_cidrs),
-        exclude_uids=_uids(given.exclude_uids),
+        exclude_uids=_uids(loaded, "outbound.exclude_uids", given.exclude_uids),
         exclude_interfaces=sorted(set(given.exclude_interfaces)),
     )
 
@@ -186,8 +185,11 @@ def _listener_ports(listeners: list[Listener]) -> tuple[int, int]:
     return port4 or port6 or 0, port6 or port4 or 0
 
 
-def _uids(users: Iterable[str]) -> list[int]:
-    return sorted({uid_of(user) for user in users})
+def _uids(loaded: Loaded, key: str, users: Iterable[str]) -> list[int]:
+    try:
+        return sorted({uid_of(user) for user in users})
+    except InterceptError as error:
+        raise InterceptError(f"{error} (intercept.{key} in {loaded.name})") from None
 
 
 def _networks(cidrs: Iterable[str]) -> list[str]:

@@ -1,9 +1,9 @@
 """`check`: the proof that traffic passes through the proxy, by connections that must arrive there.
 
-For the time of the check there is a second host: a network namespace that goes with our process, joined to
-the one in question by a pair of virtual interfaces with addresses for documentation (RFC 5737, 3849). A
-process of the selected user or cgroup calls that host, and that host calls the application's ports. Nothing
-leaves the machine, and a connection that is not taken over is refused there at once.
+For the time of the check there is a second host (`hosts`). A process of the selected user or cgroup calls it,
+and it calls the application's ports. Nothing leaves the machine, and a connection that is not taken over is
+refused there at once. Where no second host can be made, that process calls an address of our own, and what
+comes in is told from the rules and the listener alone: not proven, and said so.
 
 Where the proxy listens, the connection must stand, or be reset behind its handshake by a proxy that finds
 nobody at its destination, and the counter of our rule must have risen: what that rule has taken arrives at
@@ -14,16 +14,15 @@ connection was going.
 from __future__ import annotations
 
 import errno
+import fnmatch
 import ipaddress
 import os
 import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Final, TypeVar
 
@@ -32,23 +31,16 @@ import msgspec
 from fastmesh.config.loader import Loaded
 from fastmesh.host.intercept import apply, cgroups, nft, programs, ruleset, words
 from fastmesh.host.intercept.errors import InterceptError
+from fastmesh.host.intercept.hosts import PATIENCE, Connection, other_host, own_addresses, tcp
 from fastmesh.host.intercept.namespace import Place, inside
-from fastmesh.host.intercept.plan import Plan, make_plan, own_ports
+from fastmesh.host.intercept.plan import Outgoing, Plan, make_plan, own_ports
 from fastmesh.host.intercept.selection import Selection
 from fastmesh.host.intercept.sockets import LISTENING, owner, sockets
-from fastmesh.host.intercept.syscalls import new_network
 
-_INTERFACE: Final = "fm-probe"
-_NETWORKS: Final = {
-    4: ("192.0.2.0/30", "198.51.100.0/30", "203.0.113.0/30"),
-    6: ("2001:db8:fa5::/126", "3fff:fa5::/126"),
-}
 _LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 _EVERYWHERE: Final = {4: "0.0.0.0", 6: "::"}
 _PORTS: Final = (80, 443, 8080, 9, 7, 4005, 50051)
 _USERS: Final = (0, 65534, 65533, 4005, 50051)
-# Seconds for a connection, or for the kernel to show it.
-_PATIENCE: Final = 3.0
 _POLL: Final = 0.01
 _IP_TRANSPARENT: Final = 19
 _IPV6_TRANSPARENT: Final = 75
@@ -58,9 +50,9 @@ T = TypeVar("T")
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. What is not fine says what to do about it."""
+    """One thing that was looked at. What is not fine says what to do about it; None: it cannot be told."""
 
-    fine: bool
+    fine: bool | None
     text: str
 
 
@@ -116,28 +108,72 @@ def _proof(place: Place, plan: Plan) -> Iterator[Finding]:
     served = _is_served(plan)
     with ExitStack() as stack:
         try:
-            other = stack.enter_context(_other_host(place, plan))
+            other = stack.enter_context(other_host(place, plan))
         except InterceptError as error:
-            yield Finding(False, f"nothing can be proven: {error}")
-            return
-        for family in other.addresses:
-            ours, theirs = other.addresses[family]
-            if plan.outgoing is not None:
-                port = plan.outgoing.port4 if family == 4 else plan.outgoing.port6
-                target = (theirs, _free_port(plan))
-                asked = _Asked(plan, family, "outgoing", target, _LOOPBACK[family], port)
-                yield _probed(place, asked, partial(_application, plan, *target), served)
-            if plan.incoming is not None:
-                port = plan.incoming.port4 if family == 4 else plan.incoming.port6
-                target = (ours, plan.incoming.ports[0])
-                asked = _Asked(plan, family, "incoming", target, _EVERYWHERE[family], port)
-                yield _probed(place, asked, partial(other.dial, *target), served)
+            yield from _proof_alone(place, plan, served, str(error))
+        else:
+            for family, (ours, theirs) in other.addresses.items():
+                if plan.outgoing is not None:
+                    yield _outgoing(place, plan, family, theirs, served)
+                if plan.incoming is not None:
+                    target = (ours, plan.incoming.ports[0])
+                    yield _probed(
+                        place, _incoming(plan, family, target), partial(other.dial, *target), served
+                    )
     if not served:
         yield Finding(
             False,
             "the sidecar does not run: a listener of this check took its place, and until `fastmesh serve` "
             "runs connections are refused",
         )
+
+
+def _proof_alone(place: Place, plan: Plan, served: bool, why: str) -> Iterator[Finding]:
+    """Without a second host."""
+    with ExitStack() as stack:
+        try:
+            addresses = stack.enter_context(own_addresses(place, plan))
+        except InterceptError as error:
+            yield Finding(None, f"nothing is proven: {why}; and {error}")
+            return
+        for family, address in addresses.items():
+            if plan.outgoing is not None and not _excludes_loopback(plan.outgoing):
+                yield _outgoing(place, plan, family, address, served)
+            elif plan.outgoing is not None:
+                yield Finding(None, f"outgoing IPv{family} is not proven: {why}")
+            if plan.incoming is not None:
+                yield _not_called(place, _incoming(plan, family, (address, plan.incoming.ports[0])), why)
+
+
+def _excludes_loopback(outgoing: Outgoing) -> bool:
+    return any(fnmatch.fnmatchcase("lo", pattern) for pattern in outgoing.exclude_interfaces)
+
+
+def _not_called(place: Place, asked: _Asked, why: str) -> Finding:
+    """What can be told of incoming connections when nobody can make one."""
+    what, wanted = f"incoming IPv{asked.family}", (LISTENING, asked.host, asked.port)
+    if not any((one.state, one.host, one.port) == wanted for one in sockets()):
+        return Finding(False, f"{what}: nobody listens at {asked.listener}, so connections are refused")
+    return Finding(
+        None,
+        f"{what} is not proven: {why}. Connections would arrive at {asked.listener}{_whose(asked.port)}; "
+        f"{_counted(place, asked)} were taken since `up`: call port {asked.target[1]} from elsewhere, and "
+        "see whether `fastmesh intercept show` counts one more",
+    )
+
+
+def _outgoing(place: Place, plan: Plan, family: int, address: str, served: bool) -> Finding:
+    assert plan.outgoing is not None
+    port = plan.outgoing.port4 if family == 4 else plan.outgoing.port6
+    target = (address, _free_port(plan))
+    asked = _Asked(plan, family, "outgoing", target, _LOOPBACK[family], port)
+    return _probed(place, asked, partial(_application, plan, *target), served)
+
+
+def _incoming(plan: Plan, family: int, target: tuple[str, int]) -> _Asked:
+    assert plan.incoming is not None
+    port = plan.incoming.port4 if family == 4 else plan.incoming.port6
+    return _Asked(plan, family, "incoming", target, _EVERYWHERE[family], port)
 
 
 def _is_served(plan: Plan) -> bool:
@@ -166,7 +202,7 @@ class _Asked(msgspec.Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if self.family == 6 else f"{self.host}:{self.port}"
 
 
-def _probed(place: Place, asked: _Asked, dial: Callable[[], _Connection], served: bool) -> Finding:
+def _probed(place: Place, asked: _Asked, dial: Callable[[], Connection], served: bool) -> Finding:
     before = _counted(place, asked)
     own = _own_listener(asked)
     try:
@@ -181,15 +217,15 @@ def _probed(place: Place, asked: _Asked, dial: Callable[[], _Connection], served
             return _not_there(place, asked, before, True, "it arrived somewhere else")
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        return Finding(False, f"{asked.words} cannot be made ({why}); run this as root")
+        return Finding(None, f"{asked.words} cannot be made ({why}), so that is not proven; run this as root")
     finally:
         if own is not None:
             own.close()
 
 
-def _seen_by_ourselves(asked: _Asked, own: socket.socket, connection: _Connection, served: bool) -> Finding:
+def _seen_by_ourselves(asked: _Asked, own: socket.socket, connection: Connection, served: bool) -> Finding:
     """The sidecar is not there, at least not at this address."""
-    own.settimeout(_PATIENCE)
+    own.settimeout(PATIENCE)
     try:
         arrived, peer = own.accept()
     except TimeoutError:
@@ -225,7 +261,7 @@ def _not_there(place: Place, asked: _Asked, before: int, listening: bool, why: s
 
 def _own_listener(asked: _Asked) -> socket.socket | None:
     """A listener where the proxy's belongs; None where somebody listens."""
-    sock = _socket(asked.family)
+    sock = tcp(asked.family)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if asked.family == 6:
@@ -272,20 +308,7 @@ def _counted(place: Place, asked: _Asked) -> int:
     return ruleset.counted(nft.chain(place, asked.plan.table, asked.direction) or []).get(asked.direction, 0)
 
 
-class _Connection:
-    """A connection that was asked for: `address` is its own end, `error` why there is none."""
-
-    def __init__(self, address: tuple[str, int] | None, error: int, close: Callable[[], None]) -> None:
-        self.address, self.error, self._close = address, error, close
-
-    def __enter__(self) -> _Connection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-
-def _application(plan: Plan, host: str, port: int) -> _Connection:
+def _application(plan: Plan, host: str, port: int) -> Connection:
     """A connection as the selected application makes them."""
     if plan.cgroup is None:
         return _dialled(plan, host, port, "", lambda: None)
@@ -305,7 +328,7 @@ def _application(plan: Plan, host: str, port: int) -> _Connection:
         raise
 
 
-def _dialled(plan: Plan, host: str, port: int, cgroup: str, clean: Callable[[], None]) -> _Connection:
+def _dialled(plan: Plan, host: str, port: int, cgroup: str, clean: Callable[[], None]) -> Connection:
     """The connection of a process in the directory of a cgroup. OSError if it cannot get there."""
     process = subprocess.Popen(
         [
@@ -329,8 +352,8 @@ def _dialled(plan: Plan, host: str, port: int, cgroup: str, clean: Callable[[], 
         number = int(second or errno.EIO)
         raise OSError(number, os.strerror(number))
     if first == "error":
-        return _Connection(None, int(second), close)
-    return _Connection((first, int(second)), 0, close)
+        return Connection(None, int(second), close)
+    return Connection((first, int(second)), 0, close)
 
 
 def _user(plan: Plan) -> int:
@@ -346,102 +369,3 @@ def _free_port(plan: Plan) -> int:
     assert plan.outgoing is not None
     never = set(plan.outgoing.exclude_ports)
     return next((port for port in (*plan.outgoing.ports, *_PORTS) if port not in never), _PORTS[0])
-
-
-def _socket(family: int) -> socket.socket:
-    return socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM)
-
-
-# -- the other host --------------------------------------------------------------------------------------
-
-
-class _OtherHost:
-    """The other end of the virtual cable. `addresses`: ours and its own, by version of IP."""
-
-    def __init__(self, thread: ThreadPoolExecutor, addresses: dict[int, tuple[str, str]]) -> None:
-        self._thread = thread
-        self.addresses = addresses
-
-    def dial(self, host: str, port: int) -> _Connection:
-        """A connection from there."""
-
-        def connect() -> _Connection:
-            sock = _socket(6 if ":" in host else 4)
-            sock.settimeout(_PATIENCE)
-            try:
-                sock.connect((host, port))
-            except OSError as error:
-                sock.close()
-                return _Connection(None, error.errno or errno.ETIMEDOUT, lambda: None)
-            address = sock.getsockname()
-            return _Connection((address[0], address[1]), 0, sock.close)
-
-        return self._thread.submit(connect).result()
-
-
-@contextmanager
-def _other_host(place: Place, plan: Plan) -> Iterator[_OtherHost]:
-    here = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
-    addresses = _addresses(plan)
-    with ThreadPoolExecutor(1) as thread:
-
-        def there(work: Callable[[], T]) -> T:
-            return thread.submit(work).result()
-
-        try:
-            there(new_network)
-        except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise InterceptError(
-                f"a second host cannot be made ({why}); run this as root (CAP_SYS_ADMIN)"
-            ) from None
-        there(lambda: _ip(place, f"link add {_INTERFACE} type veth peer name {_INTERFACE} netns {here}"))
-        try:
-            for mine, end in ((True, 0), (False, 1)):
-                for family, pair in addresses.items():
-                    bits, nodad = (30, "") if family == 4 else (126, " nodad")
-                    command = f"addr add {pair[end]}/{bits} dev {_INTERFACE}{nodad}"
-                    _ip(place, command) if mine else there(partial(_ip, place, command))
-            _ip(place, f"link set {_INTERFACE} up")
-            there(lambda: _ip(place, f"link set {_INTERFACE} up"))
-            yield _OtherHost(thread, addresses)
-        finally:
-            # With the namespace of the thread it would go by itself, but some time later.
-            there(lambda: _ip(place, f"link delete {_INTERFACE}"))
-
-
-def _addresses(plan: Plan) -> dict[int, tuple[str, str]]:
-    """Our address and the other one, of networks in which nothing is excluded."""
-    cidrs = [*(plan.outgoing.exclude_cidrs if plan.outgoing is not None else [])]
-    cidrs += plan.incoming.exclude_cidrs if plan.incoming is not None else []
-    excluded = [ipaddress.ip_network(cidr) for cidr in cidrs]
-    out = {}
-    for family in (4, 6) if _has_ipv6() else (4,):
-        for text in _NETWORKS[family]:
-            network = ipaddress.ip_network(text)
-            if not any(one.version == network.version and one.overlaps(network) for one in excluded):
-                out[family] = (str(network[1]), str(network[2]))
-                break
-    if not out:
-        raise InterceptError("every address is excluded by exclude_cidrs; take less out")
-    return out
-
-
-def _has_ipv6() -> bool:
-    try:
-        with open("/proc/sys/net/ipv6/conf/lo/disable_ipv6", encoding="ascii") as file:
-            return file.read().strip() == "0"
-    except OSError:
-        return False
-
-
-def _ip(place: Place, command: str) -> None:
-    done = programs.run(place, "ip", *command.split())
-    if done.returncode:
-        why = done.stderr.strip() or f"exit code {done.returncode}"
-        hint = (
-            "another check that runs at the same time has it"
-            if "File exists" in why
-            else ("the kernel needs virtual interfaces (modprobe veth), and this root")
-        )
-        raise InterceptError(f"`ip {command}` failed: {why}; {hint}")

@@ -9,8 +9,8 @@
     about      on no hook: the plan itself, in comments.
     seal       on no hook: what the table looked like when it was made; added by a transaction of its own.
 
-What is never taken comes first: our own sockets, exempt users and cgroups, then loopback, link-local addresses of IPv6
-and groups, then exclusions.
+What is never taken comes first: our own sockets, exempt users and cgroups, then loopback, link-local
+addresses of IPv6 and groups, then exclusions.
 The one rule that takes names the selection, so that a packet of unknown origin is not taken. When the proxy
 is not there, connections are refused; they never go around it.
 """
@@ -39,7 +39,13 @@ _MAX_PLAN: Final = 1 << 20
 _COMMENT: Final = 120  # a comment of a rule has at most 128 bytes
 # The first packet of a connection: SYN without ACK, RST and FIN.
 _FIRST: Final = "tcp flags & (fin|syn|rst|ack) == syn"
-_GROUPS: Final = ("ip daddr { 224.0.0.0/4, 255.255.255.255 } return", "ip6 daddr ff00::/8 return")
+# Addresses of one link: passed on they would go nowhere, for which link is meant, SO_ORIGINAL_DST and
+# getsockname(2) do not say; and what comes from one is not answered over lo. Then groups.
+_UNFIT: Final = (
+    "ip6 daddr fe80::/10 return",
+    "ip daddr { 224.0.0.0/4, 255.255.255.255 } return",
+    "ip6 daddr ff00::/8 return",
+)
 _ROUTED: Final = f"meta mark & 0xff000000 == {ROUTE_MARKS[0]:#x} return"
 # Where the chains stand among others of their hook. A user's or a cgroup's come before everybody's, whatever
 # the method: the first one that takes a connection has it, and what NAT has led to loopback is not taken any
@@ -127,7 +133,7 @@ def _names(plan: Plan) -> Iterator[str]:
     yield from _exempt(plan)
     if plan.outgoing is not None and plan.outgoing.exclude_uids:
         yield f"meta skuid {_set(plan.outgoing.exclude_uids)} return"
-    yield from _GROUPS
+    yield from _UNFIT
     selected = " ".join(["meta l4proto { tcp, udp } th dport 53", *_selected(plan)])
     for family, protocol, to in ((4, "ip", plan.names4), (6, "ip6", plan.names6)):
         if to is not None:
@@ -160,9 +166,7 @@ def _outgoing(plan: Plan, outgoing: Outgoing) -> Iterator[str]:
             yield f"meta nfproto ipv{version} tcp dport 53 return"
     yield "ip daddr 127.0.0.0/8 return"
     yield "ip6 daddr ::1 return"
-    # Passed on they would go nowhere: which link is meant, SO_ORIGINAL_DST and getsockname(2) do not say.
-    yield "ip6 daddr fe80::/10 return"
-    yield from _GROUPS
+    yield from _UNFIT
     for name in outgoing.exclude_interfaces:
         yield f'oifname "{name}" return'
     if outgoing.exclude_uids:

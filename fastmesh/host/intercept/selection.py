@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from fastmesh.config.errors import plain
-from fastmesh.config.intercept_values import ROUTE_MARKS
+from fastmesh.config.intercept_values import MAX_UID, ROUTE_MARKS
 from fastmesh.host.intercept import cgroups
 from fastmesh.host.intercept.errors import InterceptError
 
@@ -67,6 +67,8 @@ def of_whom(uid: int | None, cgroup: str | None) -> str:
 def uid_of(user: str) -> int:
     """The number of a user. InterceptError if there is none of that name."""
     if user.isdecimal():
+        if int(user) > MAX_UID:
+            raise InterceptError(f"{plain(user, 64)} is no user; give a name, or a number up to {MAX_UID}")
         return int(user)
     try:
         return pwd.getpwnam(user).pw_uid
