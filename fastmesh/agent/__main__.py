@@ -34,12 +34,13 @@ STEPS: Final = (
 
 
 def main(argv: list[str]) -> int:
-    channel_fd, area_fd, *admin_fds = map(int, argv)
+    dns_fds = [int(one.removeprefix("dns=")) for one in argv if one.startswith("dns=")]
+    channel_fd, area_fd, *admin_fds = (int(one) for one in argv if one.isdecimal())
     # The supervisor decides when the agent ends: Ctrl-C and service managers signal the whole group.
     # SIGUSR1 is for the access log, once there is one.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    for fd in (area_fd, *admin_fds):
+    for fd in (area_fd, *admin_fds, *dns_fds):
         os.set_inheritable(fd, False)
     channel = Channel.from_fd(channel_fd)
     state = State()
@@ -69,8 +70,8 @@ def main(argv: list[str]) -> int:
             configuration.advance()
     from fastmesh.agent.agent import Agent
 
-    sockets = [socket.socket(fileno=fd) for fd in admin_fds]
-    Agent(_core.Area.attach(area_fd), channel, state, configuration, sockets).run(later)
+    admin, dns = ([socket.socket(fileno=fd) for fd in fds] for fds in (admin_fds, dns_fds))
+    Agent(_core.Area.attach(area_fd), channel, state, configuration, admin, dns=dns).run(later)
     return 0
 
 

@@ -25,6 +25,8 @@ from fastmesh.observe.access_log import AccessLog
 from fastmesh.observe.metrics import Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastmesh._core import Area
     from fastmesh.agent.configuration import Configuration
     from fastmesh.agent.state import State
@@ -35,7 +37,8 @@ FLUSH_S: Final = 2.0
 
 
 class Agent:
-    """`sockets` are the admin API's listening sockets, if the supervisor has opened them already."""
+    """`sockets` are the admin API's listening sockets, if the supervisor has opened them already, and `dns`
+    the resolver's, if they were passed to it."""
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class Agent:
         state: State,
         configuration: Configuration,
         sockets: list[socket.socket],
+        *,
+        dns: Sequence[socket.socket] = (),
     ) -> None:
         self._area = area
         self._channel = channel
@@ -54,7 +59,7 @@ class Agent:
         self._access_log = AccessLog(area, say)
         self._health = HealthChecks(area, state, say)
         self._detection = DetectionWarnings(area, state, say)
-        self._resolver = Resolver(state, say)
+        self._resolver = Resolver(state, say, dns)
         self._metrics = Metrics(area, state, self._access_log)
         self._server: AdminServer | None = None
         self._serving: asyncio.Task[None] | None = None

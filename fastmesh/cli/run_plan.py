@@ -41,6 +41,7 @@ def make_plan(
         environment=_proxies(loaded) if explicit else {},
         inside=_inside(loaded) if isolate else [],
         published=_published(loaded) if isolate else [],
+        names=_names(loaded) if isolate else None,
     )
 
 
@@ -60,9 +61,25 @@ def _inside(loaded: Loaded) -> list[tuple[str, str, int]]:
     intercept = loaded.config.intercept
     if intercept is not None and intercept.method != "redirect":
         raise NotPossible(
-            "--isolate needs `intercept.method: redirect`: the sidecar is elsewhere than the command"
+            "--isolate goes with `intercept.method: redirect` alone: tproxy shows the application the "
+            "addresses of its callers, and here they come through the gate, on loopback; write "
+            "`method: redirect`"
         )
     return found
+
+
+def _names(loaded: Loaded) -> tuple[str, int] | None:
+    """Where the command asks for names: the sidecar's resolver, if it has one."""
+    if loaded.config.dns is None:
+        return None
+    listen = loaded.config.dns.listen
+    host = _LOOPBACK.get(str(listen.host), str(listen.host))
+    if host != "::1" and not host.startswith("127."):
+        raise NotPossible(
+            f"--isolate needs `dns.listen` on loopback, such as 127.0.0.1:{listen.port}: the command has no "
+            f"address {host}"
+        )
+    return host, listen.port
 
 
 def _published(loaded: Loaded) -> list[tuple[str, int]]:

@@ -1,7 +1,8 @@
 """Socket activation: listening sockets that the service manager opened, sd_listen_fds(3).
 
 A listener takes the sockets that carry its name (FileDescriptorName=), else those bound to its address;
-several of one listener are dealt to the workers in turn, a single one is shared by all.
+several of one listener are dealt to the workers in turn, a single one is shared by all. Those called `@dns`,
+which no listener can be called, are the resolver's: one for UDP, one for TCP, or both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FIRST_FD = 3
+DNS = "@dns"
 
 
 class Activation:
@@ -39,6 +41,12 @@ class Activation:
         for number in range(self._count):
             name = self._names[number] if number < len(self._names) else ""
             self._sockets.append((name, _inherited(self._first + number, name)))
+
+    def take_dns(self) -> list[socket.socket]:
+        """The sockets meant for the resolver."""
+        mine = [sock for given, sock in self._sockets if given == DNS]
+        self._sockets = [(given, sock) for given, sock in self._sockets if given != DNS]
+        return mine
 
     def take(self, name: str, bind: Mapping[str, Any]) -> list[socket.socket]:
         """The sockets meant for a listener: those of its name, else those bound to its address."""
@@ -70,7 +78,10 @@ def _inherited(fd: int, name: str) -> socket.socket:
     except OSError as error:
         raise ListenError(f"{what}: {error.strerror}") from error
     try:
-        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if name == DNS and sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ListenError(f"{what} has no IP address")
+        if not listens and (name != DNS or sock.type != socket.SOCK_DGRAM):
             raise ListenError(f"{what} is no listening stream socket")
     except BaseException:
         # Its number is not this object's to close.

@@ -9,15 +9,19 @@ from fastmesh.host.sockets import Listener, ListenError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from fastmesh.host.run import Run
 
 
 class Agent(Child):
-    """`command` is its command line; behind it come the numbers of its descriptors."""
+    """`command` is its command line; behind it come the numbers of its descriptors. `dns`: sockets that were
+    passed for its resolver."""
 
     def __init__(self, run: Run, command: list[str]) -> None:
         super().__init__("agent")
         self.admin: Listener | None = None
+        self.dns: list[socket.socket] = []
         self._run = run
         self._command = command
 
@@ -27,8 +31,9 @@ class Agent(Child):
         fds = [theirs.fileno(), self._run.area.fd]
         if self.admin:
             fds += [sock.fileno() for sock in self.admin.sockets]
+        dns = [sock.fileno() for sock in self.dns]
         try:
-            pid = spawn([*self._command, *map(str, fds)], fds)
+            pid = spawn([*self._command, *map(str, fds), *(f"dns={fd}" for fd in dns)], fds + dns)
         except OSError:
             ours.close()
             raise

@@ -114,6 +114,7 @@ class Supervisor:
             except OSError as error:
                 raise StartError(EXIT_CONFIG, f"pid file {self._pid_file.path}: {error.strerror}") from error
         self._run.activation.claim()
+        self._agent.dns = self._run.activation.take_dns()
         try:
             self._agent.start()
         except OSError as error:

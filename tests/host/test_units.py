@@ -283,6 +283,32 @@ def test_activation_by_name_and_by_address(passed):
         second.close()
 
 
+def test_sockets_for_the_resolver(passed):
+    """They are nobody else's, whatever their address, and only they need not be listening ones."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(tcp.getsockname())
+        activation = passed(tcp, udp, names="@dns:@dns")
+        activation.claim()
+        mine = activation.take_dns()
+        assert [(sock.type, sock.getsockname()) for sock in mine] == [
+            (kind, tcp.getsockname()) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        ]
+        assert activation.take("db", LOOPBACK | {"port": tcp.getsockname()[1]}) == []
+        assert activation.take_dns() == activation.close_rest() == []
+        for sock in mine:
+            sock.close()
+        with pytest.raises(ListenError, match="is no listening stream socket"):
+            passed(udp, names="dns").claim()
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local,
+            pytest.raises(ListenError, match="no IP"),
+        ):
+            passed(local, names="@dns").claim()
+
+
 def test_activation_for_someone_else(passed):
     with socket.create_server(("127.0.0.1", 0)) as one:
         activation = passed(one, pid=1)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.dns import NameServer, free_dns_port
 from kit.limits import wait_until
 from kit.ports import free_port
 from kit.upstream import answering
@@ -210,6 +211,53 @@ def test_isolated(launch, config, as_nobody, user):
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
+def test_isolated_and_asking_for_names(launch, config, as_nobody, user):
+    """The sidecar's resolver answers inside: by /etc/resolv.conf, and whoever else is asked."""
+    server = NameServer()
+    try:
+        config["dns"] = {"listen": f"127.0.0.1:{free_dns_port()}", "upstream": server.text}
+        ask = "dig +short +time=5"
+        command = (
+            f"curl -sS -m 10 http://svc-b.mesh/; echo; {ask} example.com; {ask} +tcp @192.0.2.9 example.com;"
+            f"{ask} svc-b; grep -c . /etc/resolv.conf"
+        )
+        before = Path("/etc/resolv.conf").read_text()
+        # In our own network namespace, where the name server is.
+        prefix = as_nobody if user == "nobody" else []
+        run = launch(config, "sh", "-c", command, options=["--isolate"], prefix=prefix)
+        assert run.wait() == 0, run.err()
+        hello, *found = run.out().split()
+        assert hello == "hello"
+        assert found[:3] == ["192.0.2.1", "192.0.2.1", "10.77.0.2"]
+        assert Path("/etc/resolv.conf").read_text() == before
+        assert "no names" not in run.err()
+    finally:
+        server.close()
+
+
+def test_isolated_without_a_resolver(launch, config):
+    run = launch(config, "true", options=["--isolate"])
+    assert run.wait() == 0
+    assert (
+        "run: the command can look up no names, for the configuration has no `dns`; with `dns: {" in run.err()
+    )
+
+
+def test_isolated_with_a_resolver_elsewhere(launch, config):
+    config["dns"] = {"listen": "10.77.0.9:53"}
+    run = launch(config, "true", options=["--isolate"])
+    assert run.wait() == 2
+    assert "--isolate needs `dns.listen` on loopback, such as 127.0.0.1:53" in run.err()
+
+
+def test_isolated_with_tproxy(launch, config):
+    config["intercept"]["method"] = "tproxy"
+    run = launch(config, "true", options=["--isolate"])
+    assert run.wait() == 2
+    assert "--isolate goes with `intercept.method: redirect` alone: tproxy shows" in run.err()
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
 def test_isolated_and_explicit(launch, config, as_nobody, user):
     config["listeners"][0]["transparent"] = False
     del config["intercept"]
@@ -309,10 +357,23 @@ def test_names_of_cgroups():
             takeover.usable(path)
 
 
+def test_no_place_for_files(monkeypatch):
+    """Where / cannot be written there is /run, if that can."""
+
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(takeover.tempfile, "gettempdir", none)
+    assert takeover._temporary() == "/run"
+    monkeypatch.setattr(takeover, "_RUN", "/no-such-directory")
+    with pytest.raises(takeover.TakeoverError, match="mount a tmpfs at /tmp or"):
+        takeover._temporary()
+
+
 def test_the_sockets_inside_are_not_inherited():
     namespace = isolation.Namespace([("outbound", "127.0.0.1", 4005)])
     try:
-        assert [sock.get_inheritable() for sock in namespace.sockets.values()] == [False]
+        assert [sock.get_inheritable() for _, sock in namespace.sockets] == [False]
     finally:
         namespace.close()
 

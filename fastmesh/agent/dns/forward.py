@@ -52,7 +52,7 @@ class Server(NamedTuple):
 class SystemServers:
     """The servers of /etc/resolv.conf, read again when it changes; `own` is never one of them."""
 
-    def __init__(self, own: Server, path: Path = RESOLV_CONF) -> None:
+    def __init__(self, own: Server | None, path: Path = RESOLV_CONF) -> None:
         self._own = own
         self._path = path
         self._servers: list[Server] = []

@@ -8,12 +8,14 @@ tried again every `RETRY_S`; requests go on as ever, and so does what was served
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fastmesh.agent.dns.words import Counts
 
 if TYPE_CHECKING:
+    import socket
+
     from fastmesh.agent.dns.server import DnsServer
     from fastmesh.agent.state import State
 
@@ -21,11 +23,15 @@ RETRY_S: Final = 2.0
 
 
 class Resolver:
-    """Serves the `dns` of the snapshot in `state`. `say` takes lines for the operator."""
+    """Serves the `dns` of the snapshot in `state`. `say` takes lines for the operator; `passed` are sockets
+    to serve on instead of those that `dns.listen` names."""
 
-    def __init__(self, state: State, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, state: State, say: Callable[[str], None], passed: Sequence[socket.socket] = ()
+    ) -> None:
         self._state = state
         self._say = say
+        self._passed = passed
         self._followed: Mapping[str, Any] | None = None
         self._server: DnsServer | None = None
         self._stopping: set[asyncio.Task[None]] = set()
@@ -76,13 +82,15 @@ class Resolver:
 
         listen = Server(**dns["listen"])
         upstream = dns["upstream"] and Server(**dns["upstream"])
-        servers = (lambda: [upstream]) if upstream else SystemServers(listen)
+        # Sockets that were passed may be in another network, where the address is another's.
+        own = None if self._passed else listen
+        servers = (lambda: [upstream]) if upstream else SystemServers(own)
         names, forwarder = Names(dns, services), Forwarder(servers, counts, dns["mark"])
         if self._server is not None:
             # Also where it is about to be replaced: the names are right whatever the address.
             self._server.names, self._server.forwarder = names, forwarder
         if self._server is None or self._server.listen != listen:
-            server = DnsServer(listen, names, forwarder, counts, self._say)
+            server = DnsServer(listen, names, forwarder, counts, self._say, passed=self._passed)
             server.start()
             self._give_up()
             self._server = server

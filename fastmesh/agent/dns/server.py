@@ -14,7 +14,7 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from fastmesh.agent.dns.answer import MAX_TCP, MAX_UDP, Forward, Reply, decide, failure, passed_on
@@ -38,7 +38,8 @@ Send = Callable[[bytes], Coroutine[Any, Any, None]]
 
 class DnsServer:
     """Answers at `listen`. `names` and `forwarder` may be replaced while it runs: the next query meets the
-    new ones. `say` takes lines for the operator."""
+    new ones. `say` takes lines for the operator. Sockets in `passed` are copied, and only kinds that are not
+    among them bound."""
 
     def __init__(
         self,
@@ -47,12 +48,15 @@ class DnsServer:
         forwarder: Forwarder,
         counts: Counts,
         say: Callable[[str], None],
+        *,
+        passed: Sequence[socket.socket] = (),
     ) -> None:
         self.listen = listen
         self.names = names
         self.forwarder = forwarder
         self._counts = counts
         self._say = say
+        self._passed = passed
         self._looped = False
         self._udp: socket.socket | None = None
         self._tcp: socket.socket | None = None
@@ -62,12 +66,19 @@ class DnsServer:
     def start(self) -> None:
         """Bind and answer. Raises OSError, whose text is for the operator, with nothing left open."""
         with contextlib.ExitStack() as undo:
-            self._udp = undo.enter_context(_bind(self.listen, socket.SOCK_DGRAM))
-            self._tcp = undo.enter_context(_bind(self.listen, socket.SOCK_STREAM))
+            self._udp = undo.enter_context(self._socket(socket.SOCK_DGRAM))
+            self._tcp = undo.enter_context(self._socket(socket.SOCK_STREAM))
             undo.pop_all()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._udp, self._on_datagrams, self._udp)
         loop.add_reader(self._tcp, self._on_connections, self._tcp)
+
+    def _socket(self, kind: socket.SocketKind) -> socket.socket:
+        for one in self._passed:
+            if one.type == kind:
+                one.setblocking(False)
+                return one.dup()
+        return _bind(self.listen, kind)
 
     async def stop(self) -> None:
         """Close everything. Clients whose queries are under way ask again."""

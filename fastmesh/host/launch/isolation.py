@@ -18,8 +18,17 @@ import os
 import socket
 import subprocess
 
-from fastmesh.host.launch.kernel import CLONE_NEWNET, CLONE_NEWUSER, enter, unshare
+from fastmesh.host.activation import DNS
 from fastmesh.host.launch.processes import fork
+from fastmesh.host.namespaces import (
+    CLONE_NEWNET,
+    CLONE_NEWUSER,
+    bind_mount,
+    enter,
+    private_mounts,
+    unshare,
+)
+from fastmesh.host.process import say
 from fastmesh.host.sockets import Listener, ListenError
 
 # The command's own addresses. Nobody else is there to see them.
@@ -35,6 +44,7 @@ _ROUTES6 = (
     ("ip", "-6", "address", "add", f"{_OWN6}/128", "dev", "lo", "nodad"),
     ("ip", "-6", "route", "add", "default", "dev", "lo", "src", _OWN6),
 )
+RESOLV_CONF = "/etc/resolv.conf"
 # Where `ip` is looked for first, whatever PATH says.
 _USUAL = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _REFUSALS = (errno.EPERM, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.EACCES)
@@ -45,10 +55,12 @@ class IsolationError(Exception):
 
 
 class Namespace:
-    """The namespace, and the listening sockets in it: `inside` gives their names and addresses."""
+    """The namespace, and the sockets in it, with their names: listening ones, for which `inside` gives names
+    and addresses, and the resolver's at `names`."""
 
-    def __init__(self, inside: list[tuple[str, str, int]]) -> None:
-        self.sockets: dict[str, socket.socket] = {}
+    def __init__(self, inside: list[tuple[str, str, int]], names: tuple[str, int] | None = None) -> None:
+        self.sockets: list[tuple[str, socket.socket]] = []
+        self._names = names
         self._rootless = os.geteuid() != 0
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._user = self._net = -1
@@ -72,6 +84,8 @@ class Namespace:
             unshare(CLONE_NEWNET)
             _furnish()
             sockets = [_listen(*one) for one in inside]
+            if self._names is not None:
+                sockets += [_listen(DNS, *self._names), _datagrams(*self._names)]
         except (OSError, IsolationError, ListenError) as error:
             line.send(f"error {_why(error, self._rootless)}".encode())
             return 1
@@ -80,14 +94,14 @@ class Namespace:
         return 0
 
     def _take(self, pid: int, inside: list[tuple[str, str, int]]) -> None:
-        said, fds, _, _ = socket.recv_fds(self._line, 4096, len(inside) + 1)
+        names = [name for name, _, _ in inside] + ([] if self._names is None else [DNS, DNS])
+        said, fds, _, _ = socket.recv_fds(self._line, 4096, len(names) + 1)
         for fd in fds:
             os.set_inheritable(fd, False)
         text = said.decode(errors="replace")
         if text != "made":
             raise IsolationError(text.removeprefix("error ") or "the network namespace could not be made")
-        for (name, _, _), fd in zip(inside, fds, strict=True):
-            self.sockets[name] = socket.socket(fileno=fd)
+        self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in zip(names, fds, strict=True)]
         self._net = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         if self._rootless:
             self._user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -103,20 +117,28 @@ class Namespace:
             enter(self._user, CLONE_NEWUSER)
         enter(self._net, CLONE_NEWNET)
 
-    def enter_as_ourselves(self) -> None:
-        """Be in it, as the user that we are outside, who has no say about it."""
+    def enter_as_ourselves(self, shown: str = "") -> None:
+        """Be in it, as the user that we are outside, who has no say about it. `shown`: the file that is
+        /etc/resolv.conf in there."""
         self.enter()
+        if shown:
+            try:
+                private_mounts()
+                bind_mount(shown, os.path.realpath(RESOLV_CONF))
+            except OSError as error:
+                why = (error.strerror or "").lower()
+                say(f"run: {RESOLV_CONF} cannot be replaced for the command: {why}")
         if self._rootless:
             unshare(CLONE_NEWUSER)
             _map(self._uid, 0, self._gid, 0)
 
     def close(self) -> None:
-        for sock in self.sockets.values():
+        for _, sock in self.sockets:
             sock.close()
         for fd in (self._user, self._net):
             if fd >= 0:
                 os.close(fd)
-        self.sockets, self._user, self._net = {}, -1, -1
+        self.sockets, self._user, self._net = [], -1, -1
 
 
 def _map(uid: int, outer_uid: int, gid: int, outer_gid: int) -> None:
@@ -154,6 +176,22 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
     listener = Listener(name, {"family": family, "host": host, "port": port, "path": None})
     listener.open(1)
     return listener.sockets[0]
+
+
+def _datagrams(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, port))
+    return sock
+
+
+def resolv_conf(name_server: str) -> str:
+    """What /etc/resolv.conf says here, with another name server."""
+    try:
+        with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file.read().splitlines() if not line.startswith("nameserver")]
+    except OSError:
+        lines = []
+    return "\n".join([*lines, f"nameserver {name_server}", ""])
 
 
 def listening_outside(host: str, port: int) -> socket.socket:

@@ -9,10 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-CLONE_NEWNS = 0x00020000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
-
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SFD_CLOEXEC = os.O_CLOEXEC
@@ -47,12 +43,3 @@ def signal_descriptor(numbers: Iterable[int]) -> int:
     for number in numbers:
         mask[(number - 1) // 8] |= 1 << (number - 1) % 8
     return _checked(_libc.signalfd(-1, bytes(mask), _SFD_CLOEXEC | _SFD_NONBLOCK))
-
-
-def unshare(flags: int) -> None:
-    _checked(_libc.unshare(flags))
-
-
-def enter(namespace: int, kind: int) -> None:
-    """Join the namespace that a descriptor stands for (setns(2))."""
-    _checked(_libc.setns(namespace, kind))

@@ -16,7 +16,8 @@ class Plan:
 
     `proxied`: the command is told of the sidecar by its environment, and nothing is taken over. For a command
     in a network namespace of its own: `inside` are the listeners to open in there, by name with their
-    addresses, and `published` the addresses on which the application listens there, for the sidecar.
+    addresses, `names` the address of the sidecar's resolver in there, if it has one, and `published` the
+    addresses on which the application listens there, for the sidecar.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Plan:
         environment: dict[str, str],
         inside: list[tuple[str, str, int]],
         published: list[tuple[str, int]],
+        names: tuple[str, int] | None = None,
     ) -> None:
         self.command = command
         self.config = config
@@ -41,6 +43,7 @@ class Plan:
         self.environment = environment
         self.inside = inside
         self.published = published
+        self.names = names
 
     @property
     def label(self) -> str:
@@ -55,4 +58,5 @@ class Plan:
         fields = json.loads(text)
         fields["inside"] = [tuple(one) for one in fields["inside"]]
         fields["published"] = [tuple(one) for one in fields["published"]]
+        fields["names"] = fields["names"] and tuple(fields["names"])
         return Plan(**fields)

@@ -20,7 +20,7 @@ from fastmesh.host.process import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
 _CREDENTIALS = struct.Struct("=iII")
 _FIRST_FD = 3
@@ -30,9 +30,8 @@ _EXIT_NOT_RUN = 127
 
 
 class Sidecar:
-    """`arguments` are those of `fastmesh.host`; `sockets` those that it shall listen on, by name;
-    `enter` puts it where it shall run, and `notify` is
-    where it can tell from there.
+    """`arguments` are those of `fastmesh.host`; `sockets` those that it shall serve on, with their names;
+    `enter` puts it where it shall run, and `notify` is where it can tell from there.
 
     `pid` is 0 while it does not run. `sessions`: of all that have run. Who is in one is the sidecar's.
     """
@@ -42,7 +41,7 @@ class Sidecar:
         name: str,
         arguments: list[str],
         mark: str,
-        sockets: Mapping[str, socket.socket] | None = None,
+        sockets: Sequence[tuple[str, socket.socket]] = (),
         *,
         enter: Callable[[], None] | None = None,
         notify: str = "",
@@ -55,7 +54,7 @@ class Sidecar:
         self.sessions: set[int] = set()
         self.backoff = Backoff()
         self._arguments = arguments
-        self._sockets = dict(sockets or {})
+        self._sockets = list(sockets)
         self._enter = enter
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -94,10 +93,10 @@ class Sidecar:
         if count:
             environment["LISTEN_PID"] = str(os.getpid())
             environment["LISTEN_FDS"] = str(count)
-            environment["LISTEN_FDNAMES"] = ":".join(self._sockets)
+            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in self._sockets)
             # Out of the way first, as low as can be: there may not be many descriptors (ulimit -n).
             above = _FIRST_FD + count
-            apart = [fcntl.fcntl(sock, fcntl.F_DUPFD, above) for sock in self._sockets.values()]
+            apart = [fcntl.fcntl(sock, fcntl.F_DUPFD, above) for _, sock in self._sockets]
             for index, fd in enumerate(apart):
                 os.dup2(fd, _FIRST_FD + index)
         os.closerange(_FIRST_FD + count, os.sysconf("SC_OPEN_MAX"))
@@ -122,9 +121,9 @@ class Sidecar:
 
     def let_go(self) -> None:
         """It is not started again: whoever waits at its sockets shall not wait for us."""
-        for sock in self._sockets.values():
+        for _, sock in self._sockets:
             sock.close()
-        self._sockets = {}
+        self._sockets = []
 
     def withdraw(self) -> None:
         """Inbound listeners accept no more; it tells when that is so."""

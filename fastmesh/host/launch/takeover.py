@@ -17,7 +17,7 @@ import tempfile
 import time
 
 from fastmesh.host.cgroup_names import is_cgroup
-from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside
+from fastmesh.host.launch.isolation import IsolationError, Namespace, listening_outside, resolv_conf
 from fastmesh.host.launch.kernel import die_with_parent
 from fastmesh.host.launch.processes import fork
 from fastmesh.host.launch.sidecar import Sidecar
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fastmesh.host.launch.plan import Plan
 
 _LABEL = 64
+_DNS_PORT = 53
+_RUN = "/run"
 _RMDIR_S = 2.0
 _POLL_S = 0.01
 
@@ -168,29 +170,49 @@ class NamespaceTakeover(Takeover):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._namespace: Namespace | None = None
-        self._outside: dict[str, socket.socket] = {}
+        self._outside: list[tuple[str, socket.socket]] = []
         self._directory = ""
+        self._resolv_conf = ""
 
     def prepare(self) -> None:
         try:
-            self._namespace = Namespace(self.plan.inside)
+            self._namespace = Namespace(self.plan.inside, self.plan.names)
             for host, port in self.plan.published:
-                self._outside[gate_name(host, port)] = listening_outside(host, port)
+                self._outside.append((gate_name(host, port), listening_outside(host, port)))
         except (IsolationError, ListenError) as error:
             raise TakeoverError(str(error)) from error
+        if self.plan.names is None:
+            if not self.plan.proxied:
+                say(
+                    "run: the command can look up no names, for the configuration has no `dns`; with `dns: "
+                    "{listen: 127.0.0.1:15053}` its sidecar answers it"
+                )
+            return
+        host, port = self.plan.names
+        # Without rules nobody leads it from port 53 to another one.
+        if not self.plan.proxied or port == _DNS_PORT:
+            self._resolv_conf = self._file("resolv.conf", resolv_conf(host))
 
     def sidecars(self, mark: str) -> list[Sidecar]:
         assert self._namespace is not None
         found = [Sidecar("sidecar", self._arguments(), mark, self._namespace.sockets)]
         if self._outside:
-            self._directory = tempfile.mkdtemp(prefix="fastmesh-run-")
-            path = os.path.join(self._directory, "gate.yaml")
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(gate_config(self.plan.published))
+            path = self._file("gate.yaml", gate_config(self.plan.published))
             notify = os.path.join(self._directory, "notify.sock")
             enter = self._namespace.enter
             found.append(Sidecar("gate", [path], mark, self._outside, enter=enter, notify=notify))
         return found
+
+    def _file(self, name: str, text: str) -> str:
+        """A file of the run's own; its path."""
+        if not self._directory:
+            self._directory = tempfile.mkdtemp(prefix="fastmesh-run-", dir=_temporary())
+            # Programs of the command may become other users.
+            os.chmod(self._directory, 0o755)
+        path = os.path.join(self._directory, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
 
     def up(self) -> None:
         if not self.plan.proxied:
@@ -205,12 +227,12 @@ class NamespaceTakeover(Takeover):
 
     def enter(self) -> None:
         assert self._namespace is not None
-        self._namespace.enter_as_ourselves()
+        self._namespace.enter_as_ourselves(self._resolv_conf)
 
     def let_go(self) -> None:
         if self._namespace is not None:
             self._namespace.close()
-        for sock in self._outside.values():
+        for _, sock in self._outside:
             sock.close()
 
     def down(self, *, surely_up: bool = False, left: Sequence[int] = ()) -> None:
@@ -218,6 +240,18 @@ class NamespaceTakeover(Takeover):
         self.let_go()
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _temporary() -> str:
+    """A directory for files of a run. Raises TakeoverError."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        if os.access(_RUN, os.W_OK):
+            return _RUN
+    raise TakeoverError(
+        f"no directory for temporary files can be written to; mount a tmpfs at /tmp or {_RUN}, or set TMPDIR"
+    )
 
 
 def gate_name(host: str, port: int) -> str:
