@@ -16,10 +16,10 @@ import click
 
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE, EXIT_UNPROVEN
 from fastmesh.config import ConfigErrors, Loaded, find_config, load
-from fastmesh.host.intercept import InterceptError, Selection, apply, probe, words
+from fastmesh.host.intercept import InterceptError, Selection, apply, probe, routes, words
 from fastmesh.host.intercept.namespace import Place, inside
 from fastmesh.host.intercept.plan import Plan, make_plan, unheard
-from fastmesh.host.intercept.selection import of_whom, table_of, uid_of
+from fastmesh.host.intercept.selection import PREFIX, of_whom, table_of, uid_of
 
 
 class _Group(click.Group):
@@ -140,7 +140,7 @@ def show(file: Path | None, netns: str | None, user: str | None, cgroup: str | N
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if warnings or not lines:
-        if not lines:
+        if not lines and not warnings:
             click.echo("nothing is in force; `fastmesh intercept up` takes traffic over", err=True)
         sys.exit(EXIT_FAILURE)
 
@@ -169,7 +169,14 @@ def check(file: Path | None, netns: str | None, user: str | None, cgroup: str | 
 def _shown(place: Place, loaded: Loaded | None, table: str | None) -> tuple[list[str], list[str]]:
     lines: list[str] = []
     warnings: list[str] = []
-    for found in apply.read_all(place):
+    every = apply.read_all(place)
+    wanted = table or PREFIX
+    if all(found.table != wanted for found in every) and routes.are_left(place, wanted):
+        warnings.append(
+            "policy routes of an `up` are left, whose rules somebody has removed; run `fastmesh intercept "
+            "down` to remove them, or `up` again to restore all"
+        )
+    for found in every:
         if table is not None and found.table != table:
             continue
         lines += words.told(found, place.words)

@@ -135,6 +135,11 @@ class Supervisor:
         run.listeners.slots = count
         run.listeners.extend(frame.message["snapshot"]["listeners"])
         self._agent.open_admin()
+        if self._agent.dns and not frame.message["snapshot"].get("dns"):
+            say(
+                "the service manager passed sockets for the resolver (@dns), and there is no `dns` in the "
+                "configuration"
+            )
         for name in run.activation.close_rest():
             say(f"the service manager passed a socket that no listener takes: {name}")
         run.phase = "boot"

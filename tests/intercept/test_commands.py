@@ -139,6 +139,13 @@ def test_routes_changed_by_hand(hosts: Hosts, tmp_path: Path) -> None:
             "policy routes had been changed by hand since `up`: they are restored"
         ]
         assert rules() == whole
+    # Only the table went.
+    app.sh("nft delete table inet fastmesh")
+    assert warnings(app) == [
+        "policy routes of an `up` are left, whose rules somebody has removed; run `fastmesh intercept down` "
+        "to remove them, or `up` again to restore all"
+    ]
+    take_over(config, app)
     # One that is there as it should be is not even touched: packets are on their way.
     app.sh(f"ip -4 rule add from 10.9.9.9 lookup {table}")
     with pytest.MonkeyPatch.context() as patch:

@@ -73,6 +73,17 @@ def remove(place: Place, table: str) -> bool:
     return found
 
 
+def are_left(place: Place, table: str) -> bool:
+    """Whether there is anything of a selection, `remove` would find something."""
+    if programs.find("ip") is None:
+        return False
+    number = route_mark(table)
+    return any(
+        _listed(place, family, number) or _routes(place, family, number)
+        for family in _families(all_of_them=True)
+    )
+
+
 def _rules(plan: Plan, family: int) -> list[str]:
     """The rules of a plan, as arguments of `ip rule add`."""
     number = route_mark(plan.table)

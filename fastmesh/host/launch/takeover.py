@@ -207,11 +207,11 @@ class NamespaceTakeover(Takeover):
         """A file of the run's own; its path."""
         if not self._directory:
             self._directory = tempfile.mkdtemp(prefix="fastmesh-run-", dir=_temporary())
-            # Programs of the command may become other users.
-            os.chmod(self._directory, 0o755)
         path = os.path.join(self._directory, name)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
+        # Programs of the command may become other users.
+        os.chmod(path, 0o644)
         return path
 
     def up(self) -> None:
