@@ -400,6 +400,24 @@ def test_tproxy_callers_share_no_connection(hosts: Hosts, upstream: Serving, cou
         assert set(callers[256:]) == {"127.0.0.1"}
 
 
+def test_tproxy_and_a_caller_of_the_same_link(hosts: Hosts, upstream: Serving) -> None:
+    """Its address is none without the link: the application is called with our own."""
+    tproxy_rules(hosts.b)
+    callers: list[str] = []
+    with hosts.b.inside():
+        app = upstream(seeing(callers), address=("::1", 8080))
+    hosts.inbound([8080], method="tproxy", tls="permissive")
+    hosts.a.run("nft", "flush", "ruleset")
+    hosts.a.address("eth0", "fe80::a/64")
+    hosts.b.address("eth0", "fe80::b/64")
+    with hosts.a.inside(), socket.socket(socket.AF_INET6) as sock:
+        sock.settimeout(DEADLINE)
+        sock.connect(("fe80::b", 8080, 0, socket.if_nametoindex("eth0")))
+        assert get(Conn(sock)) == b"app"
+    assert callers == ["::1"]
+    assert (app.requests[0].get("x-forwarded-for") or "").startswith("fe80::a")
+
+
 @families
 def test_rules_that_bring_our_own_connections_back(hosts: Hosts, family: int) -> None:
     """What is dialled to the application comes in again: known, and refused."""

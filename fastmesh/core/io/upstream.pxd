@@ -28,7 +28,9 @@ from fastmesh.core.sys.posix cimport (
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES
-from fastmesh.core.traffic.destination cimport DEST_INET, DEST_NONE, Destination, destination_equal
+from fastmesh.core.traffic.destination cimport (
+    DEST_INET, DEST_NONE, Destination, destination_equal, destination_is_local_to_link,
+)
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_PUBLIC
 from fastmesh.core.wire.tls cimport tls_open
 
@@ -61,7 +63,8 @@ cdef inline Upstream *upstream_new(Worker *w, const char *prefix, const char *ke
 cdef inline bint _as_caller(const Endpoint *e, const Destination *caller) noexcept nogil:
     """Can `e` be connected to with the address of that client?"""
     cdef int family = AF_INET if caller.family == DEST_INET else AF_INET6
-    return e.keep_caller != 0 and caller.family != DEST_NONE and e.address.ss_family == family
+    return (e.keep_caller != 0 and caller.family != DEST_NONE and e.address.ss_family == family
+            and not destination_is_local_to_link(caller))
 
 
 cdef inline Upstream *_pool_as_caller(Worker *w, Upstream *base, const Destination *caller) noexcept nogil:

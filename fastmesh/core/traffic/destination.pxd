@@ -36,6 +36,11 @@ cdef struct Destinations:
     int32_t *sharers
 
 
+cdef inline bint destination_is_local_to_link(const Destination *d) noexcept nogil:
+    """Is it an address of IPv6 (RFC 4291, 2.5.6) that says nothing without its link, which is not kept?"""
+    return d.family == DEST_INET6 and d.address[0] == 0xfe and d.address[1] & 0xc0 == 0x80
+
+
 cdef inline uint32_t destination_hash(const Destination *d) noexcept nogil:
     cdef uint64_t a
     cdef uint64_t b
