@@ -14,12 +14,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal
 
 import yaml
 
+from fastmesh.config import events
 from fastmesh.config.errors import ConfigError, ConfigErrors, shown
 
 MAX_FILE: Final = 16 << 20
@@ -112,21 +112,11 @@ def parse(data: bytes, name: str) -> tuple[Node, list[ConfigError]]:
 
     Raises `ConfigErrors` when there is nothing to go on with: broken syntax, bad encoding, a bound passed.
     """
-    text = decode(data, name)
-    # libyaml is ten times faster, the Python parser says better what is wrong.
-    if yaml.__with_libyaml__:
-        composer = _Composer(name)
-        try:
-            return composer.compose(yaml.parse(text, yaml.CBaseLoader)), composer.errors
-        except yaml.YAMLError:
-            pass
-    composer = _Composer(name)
-    try:
-        return composer.compose(yaml.parse(text, yaml.BaseLoader)), composer.errors
-    except yaml.MarkedYAMLError as error:
-        mark, message = syntax(error)
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise ConfigErrors([*composer.errors, ConfigError(name, line, column, message)]) from None
+    builder = events.read(decode(data, name), lambda: _Builder(name))
+    if builder.root is None:
+        empty = "the file is empty, expected at least `listeners`"
+        raise ConfigErrors([*builder.errors, ConfigError(name, 1, 1, empty)])
+    return builder.root, builder.errors
 
 
 def decode(data: bytes, name: str) -> str:
@@ -156,84 +146,53 @@ def _place(before: str) -> tuple[int, int]:
     return len(breaks) + 1, len(before) - (breaks[-1].end() if breaks else 0) + 1
 
 
-_Begin = yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent
+class _Builder(events.Reader[Node]):
+    """Builds the tree of the one document; errors that do not stop reading are kept."""
 
-
-class _Composer:
-    """Builds the tree from the event stream; keeps its own stack, so that nesting cannot exhaust Python's."""
+    max_depth = MAX_DEPTH
+    max_values = MAX_VALUES
+    scope = "file"
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.errors: list[ConfigError] = []
-        self.anchors: dict[str, Node | None] = {}  # None: still open, an alias would contain itself
-        self.values = 0
+        super().__init__(name)
+        self.root: Node | None = None
 
-    def compose(self, events: Iterator[yaml.Event]) -> Node:
-        root: Node | None = None
-        stack: list[_Open] = []
-        for event in events:
-            if isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                self.fail(event, "a second document, expected one document in the file")
-            node: Node | None = None
-            if isinstance(event, yaml.ScalarEvent):
-                node = self.start("scalar", event)
-                node.text = event.value
-                node.quoted = bool(event.style)  # libyaml says "" for a plain one, the Python parser None
-                if event.anchor is not None:
-                    self.anchors[event.anchor] = node
-            elif isinstance(event, yaml.AliasEvent):
-                node = self.alias(event)
-            elif isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-                if len(stack) >= MAX_DEPTH:
-                    self.fail(event, f"nested more than {MAX_DEPTH} levels deep, expected less")
-                kind: Literal["list", "map"] = "list" if isinstance(event, yaml.SequenceStartEvent) else "map"
-                stack.append(_Open(self.start(kind, event), event.anchor))
-                if event.anchor is not None:
-                    self.anchors[event.anchor] = None
-            elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-                opened = stack.pop()
-                node = self.close(opened)
-                if opened.anchor is not None:
-                    self.anchors[opened.anchor] = node
-            if node is None:
-                continue
-            if stack:
-                stack[-1].children.append(node)
-            else:
-                root = node
-        if root is None:
-            empty = "the file is empty, expected at least `listeners`"
-            raise ConfigErrors([*self.errors, ConfigError(self.name, 1, 1, empty)])
-        return root
+    def begin(self, event: yaml.DocumentStartEvent) -> None:
+        if self.root is not None:
+            self.fail(event, "a second document, expected one document in the file")
 
-    def start(self, kind: Literal["scalar", "list", "map"], event: _Begin) -> Node:
-        self.count(1, event)
-        line, column = _start(event)
+    def end(self, root: Node) -> None:
+        self.root = root
+
+    def scalar(self, event: yaml.ScalarEvent) -> Node:
+        node = self._made("scalar", event)
+        node.text = event.value
+        node.quoted = bool(event.style)  # libyaml says "" for a plain one, the Python parser None
+        return node
+
+    def collection(self, event: events.Start) -> Node:
+        return self._made("list" if isinstance(event, yaml.SequenceStartEvent) else "map", event)
+
+    def _made(self, kind: Literal["scalar", "list", "map"], event: yaml.ScalarEvent | events.Start) -> Node:
+        line, column = events.start(event)
         if event.tag is not None:
             tag = shown(event.tag.replace("tag:yaml.org,2002:", "!!"))
             self.error(line, column, f"the tag {tag}, expected a value without a tag")
         return Node(kind, line, column)
 
-    def alias(self, event: yaml.AliasEvent) -> Node:
-        name = event.anchor or ""
-        if name not in self.anchors:
-            message = f"the alias {shown('*' + name)} has no anchor before it"
-            self.fail(event, f"{message}, expected {shown('&' + name)} earlier in the file")
-        target = self.anchors[name]
-        if target is None:
-            message = f"the alias {shown('*' + name)} stands inside its own anchor"
-            self.fail(event, f"{message}, expected a value that does not contain itself")
-        self.count(target.size, event)
-        return target.moved(*_start(event))
+    def copied(self, node: Node, event: yaml.AliasEvent) -> Node:
+        return node.moved(*events.start(event))
 
-    def close(self, opened: _Open) -> Node:
-        node = opened.node
-        node.size = 1 + sum(child.size for child in opened.children)
+    def size(self, node: Node) -> int:
+        return node.size
+
+    def close(self, node: Node, children: list[Node]) -> None:
+        node.size = 1 + sum(child.size for child in children)
         if node.kind == "list":
-            node.items = opened.children
-            return node
+            node.items = children
+            return
         merges: list[tuple[Node, Node]] = []
-        for key, value in zip(opened.children[::2], opened.children[1::2], strict=True):
+        for key, value in zip(children[::2], children[1::2], strict=True):
             if key.kind != "scalar":
                 self.error(key.line, key.column, f"{key.described()} as a key, expected a name")
                 continue
@@ -252,7 +211,6 @@ class _Composer:
             node.entries[key.text] = (key, value)
         for _, value in merges[:1]:
             self.merge(node, value)
-        return node
 
     def merge(self, node: Node, value: Node) -> None:
         """`<<`: keys that the mapping itself has win, then those of earlier mappings in the list."""
@@ -263,75 +221,3 @@ class _Composer:
                 continue
             for text, entry in source.entries.items():
                 node.entries.setdefault(text, entry)
-
-    def count(self, values: int, event: yaml.Event) -> None:
-        self.values += values
-        if self.values > MAX_VALUES:
-            self.fail(event, f"more than {MAX_VALUES} values once aliases are expanded, expected fewer")
-
-    def error(self, line: int, column: int, message: str) -> None:
-        self.errors.append(ConfigError(self.name, line, column, message))
-
-    def fail(self, event: yaml.Event, message: str) -> NoReturn:
-        self.error(*_start(event), message)
-        raise ConfigErrors(self.errors)
-
-
-def _start(event: yaml.Event) -> tuple[int, int]:
-    mark = event.start_mark
-    assert mark is not None  # parsers always set it
-    return mark.line + 1, mark.column + 1
-
-
-class _Open:
-    """A list or mapping whose end has not been read yet."""
-
-    __slots__ = ("anchor", "children", "node")
-
-    def __init__(self, node: Node, anchor: str | None) -> None:
-        self.node = node
-        self.anchor = anchor
-        self.children: list[Node] = []
-
-
-# The parser's words for common slips, and what helps. Matched by their start.
-_HINTS: Final = (
-    (
-        "mapping values are not allowed",
-        "':' in a place where no key can be, expected one `key: value` a line "
-        "(check the indentation; quote text that contains ': ')",
-    ),
-    ("found character '\\t'", "a tab, expected spaces"),
-    ("found a tab character", "a tab, expected spaces"),
-    ("found character '@'", "'@' at the start of a value, expected it in quotes"),
-    ("found character '`'", "'`' at the start of a value, expected it in quotes"),
-    ("found character '%'", "'%' at the start of a value, expected it in quotes"),
-    (
-        "expected '<document start>'",
-        "text after the end of the document, expected one mapping (check the indentation)",
-    ),
-)
-
-
-def syntax(error: yaml.MarkedYAMLError) -> tuple[yaml.Mark | None, str]:
-    """Where a syntax error is for the person who wrote it, and what helps."""
-    problem = (error.problem or "not valid YAML").replace("\n", " ")
-    context = (error.context or "").replace("\n", " ")
-    mark, begun = error.problem_mark, error.context_mark
-    if context.endswith("an alias"):
-        return mark, "'*' that begins no alias, expected a value (quote a '*': \"*\")"
-    if begun is not None and ("end of stream" in problem or "<stream end>" in problem):
-        what = next((word for word in ("scalar", "sequence", "mapping") if word in context), "")
-        opener = {"scalar": "a quote", "sequence": "'['", "mapping": "'{'"}.get(what, "something")
-        return begun, f"{opener} that is never closed, expected its end before the end of the file"
-    if begun is not None and problem.startswith("could not find expected ':'"):
-        return begun, "a line without ':', expected `key: value`"
-    if begun is not None and problem.startswith("expected <block end>"):
-        what = "list" if "collection" in context else "mapping"
-        where = f"the {what} that begins on line {begun.line + 1}"
-        return mark, f"a line that does not fit, expected the indentation of {where}"
-    for start, message in _HINTS:
-        if problem.startswith(start):
-            return mark, message
-    since = f" that begins on line {begun.line + 1}" if context and begun else ""
-    return mark or begun, f"not valid YAML: {problem}" + (f" ({context}{since})" if context else "")

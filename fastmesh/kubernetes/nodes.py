@@ -11,14 +11,13 @@ bounded: nesting, and the number of values once aliases are expanded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import yaml
 from yaml.resolver import BaseResolver
 
-from fastmesh.config import document
-from fastmesh.config.errors import ConfigError, ConfigErrors, shown
+from fastmesh.config import events
+from fastmesh.config.errors import shown
 
 MAX_DEPTH: Final = 128
 MAX_VALUES: Final = 250_000
@@ -52,70 +51,35 @@ class Boundary:
 
 def compose(text: str, name: str) -> list[Boundary]:
     """The documents of `text`. Raises `ConfigErrors` that say what is wrong in the file, and where."""
-    # libyaml is ten times faster, the Python parser says better what is wrong.
-    if yaml.__with_libyaml__:
-        try:
-            return _Composer(name).compose(yaml.parse(text, yaml.CBaseLoader))
-        except yaml.YAMLError:
-            pass
-    try:
-        return _Composer(name).compose(yaml.parse(text, yaml.BaseLoader))
-    except yaml.MarkedYAMLError as error:
-        mark, message = document.syntax(error)
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise ConfigErrors([ConfigError(name, line, column, message)]) from None
+    return events.read(text, lambda: _Builder(name)).found
 
 
-class _Composer:
+class _Builder(events.Reader[yaml.Node]):
+    """Documents of PyYAML's nodes."""
+
+    max_depth = MAX_DEPTH
+    max_values = MAX_VALUES
+    scope = "document"
+
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.anchors: dict[str, yaml.Node | None] = {}  # None: still open
-        self.values = 0
+        super().__init__(name)
+        self.found: list[Boundary] = []
 
-    def compose(self, events: Iterator[yaml.Event]) -> list[Boundary]:
-        found: list[Boundary] = []
-        stack: list[tuple[yaml.CollectionNode, str | None, list[yaml.Node]]] = []
-        for event in events:
-            node: yaml.Node
-            anchor: str | None
-            if isinstance(event, yaml.DocumentStartEvent):
-                assert event.start_mark is not None
-                found.append(Boundary(event.start_mark.index))
-                self.anchors.clear()
-                continue
-            if isinstance(event, yaml.ScalarEvent):
-                self.count(event)
-                anchor = event.anchor
-                node = self.scalar(event)
-            elif isinstance(event, yaml.AliasEvent):
-                anchor = None
-                node = self.alias(event)
-            elif isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-                self.count(event)
-                if len(stack) >= MAX_DEPTH:
-                    self.fail(event, f"nested more than {MAX_DEPTH} levels deep, expected less")
-                kind, tag = (
-                    (yaml.SequenceNode, _LIST)
-                    if isinstance(event, yaml.SequenceStartEvent)
-                    else (yaml.MappingNode, _MAP)
-                )
-                opened = kind(event.tag or tag, [], *_marks(event), event.flow_style)
-                stack.append((opened, event.anchor, []))
-                if event.anchor is not None:
-                    self.anchors[event.anchor] = None
-                continue
-            elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-                node, anchor, children = stack.pop()
-                self.close(node, children)
-            else:
-                continue
-            if anchor is not None:
-                self.anchors[anchor] = node
-            if stack:
-                stack[-1][2].append(node)
-            elif value(node) is not None:
-                found[-1].root = node
-        return found
+    def begin(self, event: yaml.DocumentStartEvent) -> None:
+        assert event.start_mark is not None
+        self.found.append(Boundary(event.start_mark.index))
+
+    def end(self, root: yaml.Node) -> None:
+        if value(root) is not None:
+            self.found[-1].root = root
+
+    def collection(self, event: events.Start) -> yaml.CollectionNode:
+        kind, tag = (
+            (yaml.SequenceNode, _LIST)
+            if isinstance(event, yaml.SequenceStartEvent)
+            else (yaml.MappingNode, _MAP)
+        )
+        return kind(event.tag or tag, [], *_marks(event), event.flow_style)
 
     def scalar(self, event: yaml.ScalarEvent) -> yaml.ScalarNode:
         tag, text, style = event.tag or _TEXT, event.value, event.style or None
@@ -131,18 +95,6 @@ class _Composer:
         except UnicodeDecodeError:
             self.fail(event, "half a character (a lone surrogate), expected text")
         return yaml.ScalarNode(tag, text, *_marks(event), style)
-
-    def alias(self, event: yaml.AliasEvent) -> yaml.Node:
-        name = event.anchor or ""
-        if name not in self.anchors:
-            message = f"the alias {shown('*' + name)} has no anchor before it"
-            self.fail(event, f"{message}, expected {shown('&' + name)} earlier in the document")
-        target = self.anchors[name]
-        if target is None:
-            message = f"the alias {shown('*' + name)} stands inside its own anchor"
-            self.fail(event, f"{message}, expected a value that does not contain itself")
-        self.count(event, _size(target))
-        return self.copied(target, event)
 
     def copied(self, node: yaml.Node, event: yaml.Event) -> yaml.Node:
         if isinstance(node, yaml.ScalarNode):
@@ -182,24 +134,12 @@ class _Composer:
                 if first.setdefault(key.value, key) is key:
                     node.value.append((key, value))
 
-    def count(self, at: yaml.Event, values: int = 1) -> None:
-        self.values += values
-        if self.values > MAX_VALUES:
-            self.fail(at, f"more than {MAX_VALUES} values once aliases are expanded, expected fewer")
-
-    def fail(self, at: yaml.Event | yaml.Node, message: str) -> NoReturn:
-        mark = at.start_mark
-        assert mark is not None  # parsers always set it
-        raise ConfigErrors([ConfigError(self.name, mark.line + 1, mark.column + 1, message)])
-
-
-def _size(node: yaml.Node) -> int:
-    """The number of values in a node."""
-    if isinstance(node, yaml.SequenceNode):
-        return 1 + sum(map(_size, node.value))
-    if isinstance(node, yaml.MappingNode):
-        return 1 + sum(_size(key) + _size(child) for key, child in node.value)
-    return 1
+    def size(self, node: yaml.Node) -> int:
+        if isinstance(node, yaml.SequenceNode):
+            return 1 + sum(map(self.size, node.value))
+        if isinstance(node, yaml.MappingNode):
+            return 1 + sum(self.size(key) + self.size(child) for key, child in node.value)
+        return 1
 
 
 def _marks(event: yaml.Event) -> tuple[Any, Any]:
