@@ -11,17 +11,12 @@ import click
 
 from fastmesh.certs.errors import PkiError
 from fastmesh.cli import EXIT_CONFIG
+from fastmesh.cli.parameters import config_option
 from fastmesh.config import ConfigErrors, Loaded, find_config, load, make_snapshot
 
 
 @click.command()
-@click.option(
-    "-c",
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    help="The file; without it fastmesh.yaml here, then /etc/fastmesh/fastmesh.yaml.",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(file: Path | None, as_json: bool) -> None:
     """Check a configuration file and report every error in it, as FILE:LINE:COLUMN: what is wrong.

@@ -21,6 +21,7 @@ import click
 
 from fastmesh.certs import spiffe
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
+from fastmesh.cli.parameters import config_option
 from fastmesh.config import ConfigErrors, find_config, load, make_snapshot
 from fastmesh.config.roles import leading_to, service_alpn
 from fastmesh.config.transparent import PASSTHROUGH
@@ -35,13 +36,7 @@ _MESH: Final = ("mesh", "permissive")
 
 
 @click.command()
-@click.option(
-    "-c",
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    help="The file; without it fastmesh.yaml here, then /etc/fastmesh/fastmesh.yaml.",
-)
+@config_option
 @click.option(
     "--from",
     "caller",

@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 import click
 
 from fastmesh.cli import EXIT_FAILURE
+from fastmesh.cli.parameters import FILE
 from fastmesh.config.find import DEFAULT_FILES
 
 # Every commented-out setting loads too when its `# ` is taken away.
@@ -67,7 +68,7 @@ services:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_FILES[0])
+@click.argument("file", type=FILE, default=DEFAULT_FILES[0])
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def command(file: Path, force: bool) -> None:
     """Write a commented starter configuration to FILE (fastmesh.yaml)."""

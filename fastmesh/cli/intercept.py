@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE, EXIT_UNPROVEN
+from fastmesh.cli.parameters import FILE, config_option
 from fastmesh.config import ConfigErrors, Loaded, find_config, load
 from fastmesh.host.intercept import InterceptError, Selection, apply, probe, routes, words
 from fastmesh.host.intercept.namespace import Place, inside
@@ -38,14 +39,6 @@ def command() -> None:
 
 
 _VERDICTS: Final = {True: "ok  ", False: "FAIL", None: "????"}
-_FILE: Final = click.Path(path_type=Path)
-_config = click.option(
-    "-c",
-    "--config",
-    "file",
-    type=_FILE,
-    help="The file; without it fastmesh.yaml here, then /etc/fastmesh/fastmesh.yaml.",
-)
 
 
 def _selecting(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,7 +81,7 @@ def _selection(netns: str | None, user: str | None, cgroup: str | None) -> Selec
 
 
 @command.command()
-@_config
+@config_option
 @_selecting
 def up(file: Path | None, netns: str | None, user: str | None, cgroup: str | None) -> None:
     """Take traffic over, as the configuration says.
@@ -106,7 +99,7 @@ def up(file: Path | None, netns: str | None, user: str | None, cgroup: str | Non
 
 
 @command.command()
-@click.option("-c", "--config", "file", type=_FILE, help="Only if it is in force for this file.")
+@click.option("-c", "--config", "file", type=FILE, help="Only if it is in force for this file.")
 @_selecting
 def down(file: Path | None, netns: str | None, user: str | None, cgroup: str | None) -> None:
     """Leave traffic alone again: no rule, route or mark is left behind.
@@ -122,7 +115,7 @@ def down(file: Path | None, netns: str | None, user: str | None, cgroup: str | N
 
 
 @command.command()
-@click.option("-c", "--config", "file", type=_FILE, help="Say also whether it is what this file says.")
+@click.option("-c", "--config", "file", type=FILE, help="Say also whether it is what this file says.")
 @_selecting
 def show(file: Path | None, netns: str | None, user: str | None, cgroup: str | None) -> None:
     """Say in words what is in force: for one selection, or without one for all of the namespace.
@@ -146,7 +139,7 @@ def show(file: Path | None, netns: str | None, user: str | None, cgroup: str | N
 
 
 @command.command()
-@_config
+@config_option
 @_selecting
 def check(file: Path | None, netns: str | None, user: str | None, cgroup: str | None) -> None:
     """Prove that traffic passes through the proxy, by connections that must arrive there.

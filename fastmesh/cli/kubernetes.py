@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from fastmesh.cli.certs.common import Checked
+from fastmesh.cli.parameters import Checked
 from fastmesh.kubernetes.settings import ANNOTATIONS, PREFIX, Pki, Settings
 
 # Option -> its metavar. What differs from workload to workload is left to the annotations.

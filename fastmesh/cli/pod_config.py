@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from fastmesh.cli import EXIT_CONFIG, EXIT_FAILURE
+from fastmesh.cli.parameters import FILE
 from fastmesh.config import ConfigErrors
 from fastmesh.config.document import read
 from fastmesh.kubernetes.pod import parse
@@ -17,10 +18,8 @@ from fastmesh.kubernetes.render import render
 
 
 @click.command()
-@click.option(
-    "--from", "source", type=click.Path(path_type=Path), required=True, help="The mesh's configuration."
-)
-@click.option("--to", "target", type=click.Path(path_type=Path), help="The file to write. Left out: stdout.")
+@click.option("--from", "source", type=FILE, required=True, help="The mesh's configuration.")
+@click.option("--to", "target", type=FILE, help="The file to write. Left out: stdout.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="The pod's IP address.")
 @click.argument("pod")
 def command(source: Path, target: Path | None, address: str, pod: str) -> None:

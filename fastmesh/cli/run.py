@@ -16,6 +16,7 @@ import click
 
 from fastmesh.certs import spiffe
 from fastmesh.cli import EXIT_CONFIG
+from fastmesh.cli.parameters import checked_option, config_option
 from fastmesh.cli.run_plan import NotPossible, make_plan
 from fastmesh.config import ConfigErrors, find_config, load
 from fastmesh.config.values import parse_duration
@@ -23,43 +24,21 @@ from fastmesh.config.values import parse_duration
 EXIT_NOT_FOUND = 127
 
 
-class DurationType(click.ParamType[float]):
-    """Seconds, written as in a configuration."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            milliseconds = parse_duration(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if milliseconds == 0:
-            self.fail("0s is no time to start in", param, ctx)
-        return milliseconds / 1000
-
-
-class WorkloadType(click.ParamType[str]):
-    name = "name"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return spiffe.workload(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _seconds(text: str) -> float:
+    """Written as in a configuration."""
+    milliseconds = parse_duration(text)
+    if milliseconds == 0:
+        raise ValueError("0s is no time to start in")
+    return milliseconds / 1000
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Configuration file. [default: fastmesh.yaml, then /etc/fastmesh/fastmesh.yaml]",
-)
-@click.option(
-    "--workload", type=WorkloadType(), help="Whom the sidecar stands for, instead of what the file says."
+@config_option
+@checked_option(
+    "--workload",
+    kind="name",
+    check=spiffe.workload,
+    help="Whom the sidecar stands for, instead of what the file says.",
 )
 @click.option(
     "--isolate", is_flag=True, help="Give the command a network namespace whose only way out is the sidecar."
@@ -67,13 +46,13 @@ class WorkloadType(click.ParamType[str]):
 @click.option(
     "--explicit", is_flag=True, help="Tell the command of its proxy by http_proxy and its like, without root."
 )
-@click.option(
-    "--timeout", type=DurationType(), default="30s", show_default=True, help="For the sidecar to be ready."
+@checked_option(
+    "--timeout", kind="duration", check=_seconds, default="30s", help="For the sidecar to be ready."
 )
 @click.argument("command", nargs=-1, required=True, metavar="COMMAND...")
 def command(
     *,
-    path: Path | None,
+    file: Path | None,
     workload: str | None,
     isolate: bool,
     explicit: bool,
@@ -89,7 +68,7 @@ def command(
     that is not there or cannot be run.
     """
     try:
-        loaded = load(find_config(path), workload)
+        loaded = load(find_config(file), workload)
     except ConfigErrors as errors:
         _refuse(str(errors), EXIT_CONFIG)
     if shutil.which(command[0]) is None and not os.path.lexists(command[0]):

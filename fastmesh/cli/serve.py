@@ -12,19 +12,14 @@ from pathlib import Path
 import click
 
 from fastmesh.cli import EXIT_CONFIG
+from fastmesh.cli.parameters import config_option
 from fastmesh.config import ConfigErrors, find_config
 
 MAX_WORKERS = 256
 
 
 @click.command()
-@click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Configuration file. [default: fastmesh.yaml, then /etc/fastmesh/fastmesh.yaml]",
-)
+@config_option
 @click.option(
     "--workers",
     type=click.IntRange(1, MAX_WORKERS),
@@ -35,7 +30,7 @@ MAX_WORKERS = 256
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the supervisor's process id there once the proxy is ready, and remove it at the end.",
 )
-def command(path: Path | None, workers: int | None, pid_file: Path | None) -> None:
+def command(file: Path | None, workers: int | None, pid_file: Path | None) -> None:
     """Run the proxy with a configuration file.
 
     SIGTERM and SIGINT stop accepting and let exchanges finish until the drain deadline; a second one ends at
@@ -43,7 +38,7 @@ def command(path: Path | None, workers: int | None, pid_file: Path | None) -> No
     listeners accept no more, ahead of the end; outbound ones serve on.
     """
     try:
-        config = find_config(path)
+        config = find_config(file)
     except ConfigErrors as errors:
         click.echo(str(errors), err=True)
         sys.exit(EXIT_CONFIG)

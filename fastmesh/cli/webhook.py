@@ -15,11 +15,10 @@ import msgspec
 
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.cli import EXIT_FAILURE, EXIT_LISTEN, EXIT_PKI
-from fastmesh.cli.certs.common import Checked
 from fastmesh.cli.kubernetes import given_options, settings_of, settings_options
+from fastmesh.cli.parameters import FILE, checked_option
 from fastmesh.kubernetes.settings import GUARDED, Settings, parse_name
 
-FILE = click.Path(path_type=Path)
 MAX_CONNECTIONS = 200  # from here on requests are answered with 503 ...
 MAX_SOCKETS = 256  # ... and from here on connections are closed, before their handshake
 # Longer than the API server keeps idle connections (90 s): no review meets one that is being closed.
@@ -35,11 +34,11 @@ def _listen(text: str) -> tuple[str, int]:
 
 
 @click.command()
-@click.option(
+@checked_option(
     "--listen",
-    type=Checked("address", _listen),
+    kind="address",
+    check=_listen,
     default=":8443",
-    show_default=True,
     help="Where to listen: host:port, or :port for all addresses. Port 0 lets the system choose.",
 )
 @click.option(
@@ -47,11 +46,11 @@ def _listen(text: str) -> tuple[str, int]:
 )
 @click.option("--key", type=FILE, default="tls.key", show_default=True, help="Its private key, PEM.")
 @click.option("--print-manifest", is_flag=True, help="Print the objects that run it in a cluster, and end.")
-@click.option(
+@checked_option(
     "--namespace",
-    type=Checked("name", parse_name),
+    kind="name",
+    check=parse_name,
     default="fastmesh-system",
-    show_default=True,
     help="With --print-manifest: the namespace it runs in.",
 )
 @click.option("--ca", type=FILE, help="With --print-manifest: the roots that its certificate leads to, PEM.")

@@ -13,9 +13,6 @@ from fastmesh.certs.store import Layout
 from fastmesh.certs.store import command as shown
 from fastmesh.cli.certs.common import (
     DAYS,
-    DIRECTORY,
-    Checked,
-    Option,
     key_option,
     new_passphrase,
     old_passphrase,
@@ -26,36 +23,35 @@ from fastmesh.cli.certs.common import (
     root_key_option,
 )
 from fastmesh.cli.certs.workloads import renew_all
+from fastmesh.cli.parameters import DIRECTORY, Option, checked_option
 
 _DAY = 86400
 
 
-def _issuer_days(default: int | None) -> Option:
+def _days(option: str, what: str, default: int | None) -> Option:
     return click.option(
-        "--issuer-days",
+        option,
         type=DAYS,
         default=default,
         show_default=default is not None,
-        help="How long the issuing CA is valid." + ("" if default else " Default: as init was told."),
+        help=f"How long the {what} is valid." + ("" if default else " Default: as init was told."),
     )
+
+
+def _issuer_days(default: int | None) -> Option:
+    return _days("--issuer-days", "issuing CA", default)
 
 
 def _root_days(default: int | None) -> Option:
-    return click.option(
-        "--root-days",
-        type=DAYS,
-        default=default,
-        show_default=default is not None,
-        help="How long the root is valid." + ("" if default else " Default: as init was told."),
-    )
+    return _days("--root-days", "root", default)
 
 
 @click.command()
-@click.option(
+@checked_option(
     "--trust-domain",
-    type=Checked("name", spiffe.trust_domain),
+    kind="name",
+    check=spiffe.trust_domain,
     default="mesh.local",
-    show_default=True,
     help="The name that all identities share: spiffe://NAME/…",
 )
 @key_option(keys.DEFAULT)

@@ -5,48 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from fastmesh.certs import keys
 from fastmesh.certs.errors import PkiError, reason
 from fastmesh.cli import EXIT_PKI
+from fastmesh.cli.parameters import DIRECTORY, FILE, Option
 
-# An option of click's, which wraps a function.
-Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 PASSPHRASE: Final = "FASTMESH_ROOT_PASSPHRASE"
 _MAX_PASSPHRASE: Final = 1023  # `cryptography` takes no more
 
 
-class Checked(click.ParamType[Any]):
-    """A parameter that a function checks: its ValueError becomes a usage error."""
-
-    def __init__(self, name: str, check: Callable[[str], Any]) -> None:
-        self.name = name
-        self._check = check
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self._check(value) if isinstance(value, str) else value
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _path(what: str) -> Callable[[str], Path]:
-    def check(text: str) -> Path:
-        if not text or "\0" in text:
-            raise ValueError(f"expected the name of a {what}")
-        return Path(text)
-
-    return check
-
-
-FILE: Final = Checked("file", _path("file"))
 DAYS: Final = click.IntRange(1, 36525)
-DIRECTORY: Final = Checked("directory", _path("directory"))
 pki_option = click.option(
     "--pki",
     type=DIRECTORY,

@@ -9,7 +9,8 @@ import click
 from fastmesh.certs import bundle as bundles
 from fastmesh.certs import proof, spiffe, verification
 from fastmesh.cli import EXIT_PKI
-from fastmesh.cli.certs.common import FILE, Checked, pki_errors, pki_option, remark
+from fastmesh.cli.certs.common import pki_errors, pki_option, remark
+from fastmesh.cli.parameters import FILE, Checked
 
 _MARKS = {True: "ok", False: "FAIL", None: "-"}
 

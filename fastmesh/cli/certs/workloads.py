@@ -16,7 +16,8 @@ from fastmesh.certs.authority import Issued
 from fastmesh.certs.errors import PkiError
 from fastmesh.certs.store import Layout, load_identity
 from fastmesh.cli import EXIT_PKI
-from fastmesh.cli.certs.common import FILE, Checked, pki_errors, pki_option, remark
+from fastmesh.cli.certs.common import pki_errors, pki_option, remark
+from fastmesh.cli.parameters import FILE, Checked, checked_option
 from fastmesh.config.values import format_duration, parse_duration
 
 
@@ -32,11 +33,11 @@ _workload = Checked("name", spiffe.workload)
 
 @click.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=_workload)
-@click.option(
+@checked_option(
     "--ttl",
-    type=Checked("duration", _ttl),
+    kind="duration",
+    check=_ttl,
     default="24h",
-    show_default=True,
     help="How long the certificates are valid: 24h, 90m, 7d …",
 )
 @click.option(
@@ -45,10 +46,11 @@ _workload = Checked("name", spiffe.workload)
 @click.option(
     "--ip", multiple=True, type=Checked("address", ipaddress.ip_address), help="An IP address. Repeatable."
 )
-@click.option(
+@checked_option(
     "--spiffe",
     "path",
-    type=Checked("path", spiffe.path),
+    kind="path",
+    check=spiffe.path,
     help="The path of the SPIFFE id, as /ns/shop/sa/cart, instead of /NAME.",
 )
 @click.option("--csr", type=FILE, help="Certify the key of this signing request; none is made here.")
