@@ -1,7 +1,9 @@
 """The configuration of one pod: the mesh's, which all pods share, with what this pod is.
 
 Settings of the pod are laid over the file: mappings are merged, lists are added to, a single value takes the
-place of the one that was there. Nothing is checked here: whoever loads the result does.
+place of the one that was there. Where nothing that arrives is taken over, transparent listeners for it would
+have nothing to hear: a pod without ports (a Job) is without them. Nothing is checked here: whoever loads the
+result does.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def render(data: bytes, name: str, pod: Pod, address: str) -> str:
         raise ConfigErrors([ConfigError(name, 1, 1, message)])
     root = found[0].root
     _lay(root, settings(pod, address))
+    if "inbound" not in (nodes.value(root).get("intercept") or {}):
+        _leave_out(root)
     return nodes.written(root)
 
 
@@ -74,6 +78,21 @@ def _left_out(ports: list[int], cidrs: list[str]) -> dict[str, Any]:
 
 def _loopback(address: str) -> str:
     return "[::1]" if ":" in address else "127.0.0.1"
+
+
+def _leave_out(root: yaml.MappingNode) -> None:
+    """The transparent listeners for what arrives."""
+    for key, listeners in root.value:
+        if key.value == "listeners" and isinstance(listeners, yaml.SequenceNode):
+            listeners.value = [one for one in listeners.value if not _is_inbound(nodes.value(one))]
+
+
+def _is_inbound(listener: Any) -> bool:
+    return (
+        isinstance(listener, dict)
+        and listener.get("role") == "inbound"
+        and listener.get("transparent") is True
+    )
 
 
 def _lay(at: yaml.MappingNode, over: dict[str, Any]) -> None:

@@ -102,6 +102,16 @@ def test_smallest_pod_and_mesh() -> None:
     }
 
 
+def test_a_pod_without_ports_has_no_listener_for_what_arrives() -> None:
+    pod = Pod(workload="web", admin=15000, method="redirect", user=15000)
+    loaded = loads(render(MESH, "mesh.yaml", pod, "10.0.0.7").encode(), Path("/pod.yaml"))
+    assert [one.name for one in loaded.config.listeners] == ["outbound"]
+    # Ports that the mesh's own file names stay those of every pod.
+    mesh = MESH.replace(b"intercept:", b"intercept:\n  inbound: {ports: [8080]}")
+    loaded = loads(render(mesh, "mesh.yaml", pod, "10.0.0.7").encode(), Path("/pod.yaml"))
+    assert [one.name for one in loaded.config.listeners] == ["outbound", "inbound"]
+
+
 def test_scalars_stay_as_they_were_written() -> None:
     text = render(b"a: 1_0\nb: on\nc: '5'\nd: &x 5s\ne: *x\n", "mesh.yaml", POD, "10.0.0.7")
     assert text.startswith("a: 1_0\nb: on\nc: '5'\nd: 5s\ne: 5s\n")
