@@ -21,6 +21,12 @@ def manifest(namespace: str, image: str, ca: bytes | None, arguments: list[str])
 
 
 def configuration(namespace: str, ca: bytes | None) -> dict[str, Any]:
+    """Two ways to ask for sidecars, never both for one pod: a namespace does for its pods, but for those that
+    say no by their label; and a pod does by its label, where its namespace says nothing."""
+    # The webhook's own pods must not wait for themselves.
+    elsewhere = _expression("kubernetes.io/metadata.name", "NotIn", namespace)
+    namespaces = {"matchLabels": {INJECT: "enabled"}, "matchExpressions": [elsewhere]}
+    silent = {"matchExpressions": [elsewhere, _expression(INJECT, "NotIn", "enabled", "disabled")]}
     client: dict[str, Any] = {
         "service": {"name": NAME, "namespace": namespace, "path": "/inject", "port": 443}
     }
@@ -31,35 +37,46 @@ def configuration(namespace: str, ca: bytes | None) -> dict[str, Any]:
         "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": NAME, "labels": _labels()},
         "webhooks": [
-            {
-                "name": "inject.fastmesh.io",
-                "clientConfig": client,
-                "rules": [
-                    {
-                        "apiGroups": [""],
-                        "apiVersions": ["v1"],
-                        "operations": ["CREATE"],
-                        "resources": ["pods"],
-                        "scope": "Namespaced",
-                    }
-                ],
-                # Namespaces ask for it; the webhook's own pods must not wait for themselves.
-                "namespaceSelector": {
-                    "matchLabels": {INJECT: "enabled"},
-                    "matchExpressions": [
-                        {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [namespace]}
-                    ],
-                },
-                "admissionReviewVersions": ["v1"],
-                "sideEffects": "None",
-                # A pod that should have a sidecar does not start without one.
-                "failurePolicy": "Fail",
-                "matchPolicy": "Equivalent",
-                "reinvocationPolicy": "Never",
-                "timeoutSeconds": 10,
-            }
+            _webhook(
+                "inject.fastmesh.io",
+                client,
+                namespaces,
+                {"matchExpressions": [_expression(INJECT, "NotIn", "disabled")]},
+            ),
+            _webhook("pod.inject.fastmesh.io", client, silent, {"matchLabels": {INJECT: "enabled"}}),
         ],
     }
+
+
+def _webhook(
+    name: str, client: dict[str, Any], namespaces: dict[str, Any], pods: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "clientConfig": client,
+        "rules": [
+            {
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": ["CREATE"],
+                "resources": ["pods"],
+                "scope": "Namespaced",
+            }
+        ],
+        "namespaceSelector": namespaces,
+        "objectSelector": pods,
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        # A pod that should have a sidecar does not start without one.
+        "failurePolicy": "Fail",
+        "matchPolicy": "Equivalent",
+        "reinvocationPolicy": "Never",
+        "timeoutSeconds": 10,
+    }
+
+
+def _expression(key: str, operator: str, *values: str) -> dict[str, Any]:
+    return {"key": key, "operator": operator, "values": [*values]}
 
 
 def service(namespace: str) -> dict[str, Any]:

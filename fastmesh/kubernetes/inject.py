@@ -71,15 +71,20 @@ def inject(data: Any, one: Object, settings: Settings) -> Outcome:
     """
     found = template_of(data, one)
     path = (*one.path, *one.template)
-    annotations = mapping(mapping(found, "metadata", path), "annotations", (*path, "metadata"))
+    metadata = mapping(found, "metadata", path)
+    annotations = mapping(metadata, "annotations", (*path, "metadata"))
+    labels = mapping(metadata, "labels", (*path, "metadata"))
     where = (*path, "metadata", "annotations")
     notes = _misplaced(data, one)
     if STATUS in annotations:
         _check_status(found, path)
         return Outcome(one, "unchanged", f"it has its sidecar{_version(annotations[STATUS])}", notes, data)
     asked = choice(annotations, where)
+    if asked is None:
+        asked = choice(labels, (*path, "metadata", "labels"))
     if asked is False:
-        return Outcome(one, "unchanged", f"its annotation {INJECT} says disabled", notes, data)
+        what = "annotation" if INJECT in annotations else "label"
+        return Outcome(one, "unchanged", f"its {what} {INJECT} says disabled", notes, data)
     chosen = of_pod(annotations, where, settings)
     changed = copy.deepcopy(data)
     try:

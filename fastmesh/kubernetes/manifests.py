@@ -1,12 +1,13 @@
 """Manifests: files with many documents, of which few are changed.
 
 A document that is not changed is written byte for byte as it was read, comments too. One that is changed
-keeps the order of its keys, its values and their quotes, and loses its comments.
+keeps the order of its keys, its values and their quotes, and loses its comments. JSON stays JSON.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import stat
 import sys
@@ -45,6 +46,8 @@ class Document:
         assert root is not None
         for operation in operations:
             _apply(root, operation)
+        if _is_json(self._text):
+            return json.dumps(nodes.value(root), indent=4, ensure_ascii=False) + "\n"
         return nodes.written(root)
 
     def error(self, path: DataPath, message: str) -> ConfigError:
@@ -90,6 +93,17 @@ def documents(data: bytes, name: str) -> list[Document]:
         Document(name, index + 1, text[begins[index] : begins[index + 1]], one.root)
         for index, one in enumerate(found)
     ]
+
+
+def _is_json(text: str) -> bool:
+    """Whether other tools than those for YAML may read it."""
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def joined(texts: list[str]) -> str:

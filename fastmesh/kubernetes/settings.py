@@ -211,12 +211,12 @@ def of_pod(annotations: dict[str, Any], path: Path, settings: Settings) -> Setti
     return msgspec.structs.replace(settings, **chosen)
 
 
-def choice(annotations: dict[str, Any], path: Path) -> bool | None:
-    """Whether a pod asks for a sidecar; None when it does not say."""
-    if INJECT not in annotations:
+def choice(said: dict[str, Any], path: Path) -> bool | None:
+    """Whether a pod asks for a sidecar, by its annotations or labels; None when these do not say."""
+    if INJECT not in said:
         return None
     at = (*path, INJECT)
-    value = _text(annotations[INJECT], at)
+    value = _text(said[INJECT], at)
     if value not in ("enabled", "disabled"):
         raise ManifestError(at, f"{shown(value)}, expected enabled or disabled")
     return value == "enabled"
@@ -225,6 +225,6 @@ def choice(annotations: dict[str, Any], path: Path) -> bool | None:
 def _text(value: Any, path: Path) -> str:
     if not isinstance(value, str):
         raise ManifestError(
-            path, f"{described(value)}, expected a text: annotations are texts, put it in quotes"
+            path, f"{described(value)}, expected a text: {path[-2]} are texts, put it in quotes"
         )
     return value

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import jsonpatch
+import kubernetes_validate
 import pytest
 from click.testing import CliRunner, Result
-from kit.kubernetes import MANIFESTS, objects, read, template, validate
+from kit.kubernetes import MANIFESTS, VERSIONS, objects, read, template, validate
 
 from fastmesh.cli.inject import command
 from fastmesh.kubernetes import manifests
@@ -288,6 +290,65 @@ def test_identity() -> None:
     assert pki("identity-csi.yaml")[1]["csi"]["driver"] == "csi.example"
     assert pki("no-identity.yaml") == (None, None)
     assert "pki" not in described(injected("no-identity.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("label", "annotation", "has_one"),
+    [
+        ("disabled", None, False),
+        ("enabled", None, True),
+        ("enabled", "disabled", False),
+        ("disabled", "enabled", True),
+    ],
+)
+def test_label(label: str, annotation: str | None, has_one: bool) -> None:
+    """What a webhook can be chosen by says the same here; an annotation says it with more weight."""
+    (one,) = read((HERE / "manifests" / "deployment.yaml").read_text())
+    metadata = template(one)["metadata"]
+    metadata["labels"]["fastmesh.io/inject"] = label
+    if annotation is not None:
+        metadata["annotations"] = {"fastmesh.io/inject": annotation}
+    result = run(stdin=json.dumps(one))
+    assert (STATUS in result.stdout) == has_one
+    if not has_one:
+        which = "label" if annotation is None else "annotation"
+        assert f"unchanged (its {which} fastmesh.io/inject says disabled)" in result.stderr
+
+
+def test_label_that_says_something_else() -> None:
+    (one,) = read((HERE / "manifests" / "deployment.yaml").read_text())
+    template(one)["metadata"]["labels"]["fastmesh.io/inject"] = "true"
+    said = run(stdin=json.dumps(one), code=2).stderr
+    assert "metadata.labels['fastmesh.io/inject']: 'true', expected enabled or disabled" in said
+
+
+def test_json_stays_json() -> None:
+    path = HERE / "manifests" / "from-kubectl.json"
+    before, after = json.loads(path.read_text()), json.loads(run(path).stdout)
+    assert [one["kind"] for one in after["items"]] == [one["kind"] for one in before["items"]]
+    assert injected_again(before) == after
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_the_judge_can_say_no(path: Path) -> None:
+    """Of all that is put in, one thing at a time is spoilt."""
+    for one in objects(run(path).stdout):
+        if STATUS not in json.dumps(one):
+            continue
+        for spoil in (
+            lambda spec: spec["initContainers"][0].update(images="x"),
+            lambda spec: spec["initContainers"][0].pop("name"),
+            lambda spec: spec["initContainers"][1]["securityContext"].update(runAsUser="0"),
+            lambda spec: spec["initContainers"][2].update(restartPolicy=True),
+            lambda spec: spec["initContainers"][2]["startupProbe"]["httpGet"].pop("port"),
+            lambda spec: spec["volumes"][-1].update(emptyDir=[]),
+            lambda spec: spec.update(initContainers={}),
+        ):
+            other = copy.deepcopy(one)
+            spoil(template(other)["spec"])
+            with pytest.raises(kubernetes_validate.ValidationError):
+                kubernetes_validate.validate(other, VERSIONS[0], strict=True)
+        break
 
 
 def test_scalars_keep_what_they_mean() -> None:

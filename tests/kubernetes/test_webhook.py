@@ -464,11 +464,11 @@ def test_manifest(authority: Pki, tmp_path: Path) -> None:
     for one in (configuration, service, deployment):
         for version in VERSIONS:
             kubernetes_validate.validate(one, version, strict=True)
-    (hook,) = configuration["webhooks"]
-    assert hook["failurePolicy"] == "Fail"
-    assert hook["sideEffects"] == "None"
-    assert hook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
-    assert hook["clientConfig"]["service"]["namespace"] == service["metadata"]["namespace"] == "mesh"
+    for hook in configuration["webhooks"]:
+        assert hook["failurePolicy"] == "Fail"
+        assert hook["sideEffects"] == "None"
+        assert hook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
+        assert hook["clientConfig"]["service"]["namespace"] == service["metadata"]["namespace"] == "mesh"
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/fastmesh:1"
@@ -493,3 +493,44 @@ def test_manifest_without_roots(tmp_path: Path) -> None:
         done = cli("webhook", "--print-manifest", f"--ca={tmp_path / name}", check=False)
         assert done.returncode == 5
         assert error in done.stderr
+def selected(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Kubernetes' rules for label selectors: NotIn holds, too, where there is no such label."""
+    for one in selector.get("matchExpressions", []):
+        assert one["operator"] == "NotIn"
+        if labels.get(one["key"]) in one["values"]:
+            return False
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "pod", "asked"),
+    [
+        ("enabled", None, True),
+        ("enabled", "enabled", True),
+        ("enabled", "disabled", False),
+        (None, None, False),
+        (None, "enabled", True),
+        (None, "disabled", False),
+        ("disabled", "enabled", False),
+        ("disabled", None, False),
+    ],
+)
+def test_who_asks_for_a_sidecar(namespace: str | None, pod: str | None, asked: bool) -> None:
+    (configuration, *_) = read(cli("webhook", "--print-manifest").stdout)
+    names = {
+        key: {} if said is None else {"fastmesh.io/inject": said}
+        for key, said in (("n", namespace), ("p", pod))
+    }
+
+    def of(name: str) -> list[str]:
+        labels = {**names["n"], "kubernetes.io/metadata.name": name}
+        return [
+            hook["name"]
+            for hook in configuration["webhooks"]
+            if selected(hook["namespaceSelector"], labels) and selected(hook["objectSelector"], names["p"])
+        ]
+
+    assert len(of("shop")) == asked, "never both"
+    assert not of("fastmesh-system"), "its own pods wait for nobody"
+
+
