@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0
+# A TLS handshake, and its end: a client that falls silent in either holds a connection as any other does.
+HANDSHAKE_TIMEOUT_S: Final = 5.0
 KEEP_ALIVE_S: Final = 15
 MAX_HEAD_BYTES: Final = 32 * 1024
 # From this many connections on, requests are answered with 503 ...
@@ -100,6 +102,30 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.opened = asyncio.Event()
         self.closing = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves the given sockets; uvicorn itself would let a TLS handshake take a minute."""
+        assert sockets is not None
+        await self.lifespan.startup()
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            state = self.lifespan.state
+            return _Protocol(config=config, server_state=self.server_state, app_state=state)
+
+        seconds = None if config.ssl is None else HANDSHAKE_TIMEOUT_S
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=sock,
+                ssl=config.ssl,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
+                backlog=config.backlog,
+            )
+            for sock in sockets
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

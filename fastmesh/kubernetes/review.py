@@ -28,7 +28,7 @@ class NoReview(ValueError):
     """The document is no AdmissionReview that can be answered."""
 
 
-def answer(body: bytes, settings: Settings) -> tuple[dict[str, Any], str]:
+def answer(body: bytes | bytearray, settings: Settings) -> tuple[dict[str, Any], str]:
     """The AdmissionReview that answers one, and a line for the log. Raises NoReview."""
     request = _request(body)
     uid = request["uid"]
@@ -59,7 +59,7 @@ def answer(body: bytes, settings: Settings) -> tuple[dict[str, Any], str]:
     return _review(response), f"{what}: {outcome.action} ({outcome.why})"
 
 
-def _request(body: bytes) -> dict[str, Any]:
+def _request(body: bytes | bytearray) -> dict[str, Any]:
     try:
         review = json.loads(body)
     except (ValueError, RecursionError) as error:

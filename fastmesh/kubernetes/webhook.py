@@ -6,6 +6,7 @@ No state, no side effects, no cluster: a dry run is as good as a real one, and a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -21,15 +22,23 @@ from fastmesh.kubernetes.settings import Settings
 
 # The API server takes objects of 3 MiB; a review may hold two of them.
 MAX_BODY: Final = 8 << 20
-# Bodies that are in memory at a time, and what each may take to arrive: the API server waits 10 s in all.
-MAX_BODIES: Final = 8
+# A review is some KiB. Up to this, as many as there are connections may be in memory ...
+SMALL: Final = 128 << 10
+# ... and of larger ones so many, whatever their size.
+MAX_LARGE: Final = 4
+# Those that are made an answer of, at a time. A body becomes almost a hundred times its size then, in the
+# worst case: small ones do not wait for a large one, and of those there is never more than one.
+PARSED_SMALL: Final = 8
+PARSED_LARGE: Final = 1
+# What a body may take to arrive: the API server waits 10 s in all.
 BODY_S: Final = 5.0
 
 
 def webhook_app(settings: Settings, say: Callable[[str], None]) -> Starlette:
     """The application; `say` gets a line for each pod."""
 
-    places = asyncio.Semaphore(MAX_BODIES)
+    large = asyncio.Semaphore(MAX_LARGE)
+    parsed_small, parsed_large = asyncio.Semaphore(PARSED_SMALL), asyncio.Semaphore(PARSED_LARGE)
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -38,8 +47,9 @@ def webhook_app(settings: Settings, say: Callable[[str], None]) -> Starlette:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise HTTPException(415, f"content-type {kind or 'is missing'}, expected application/json")
-        async with places:
-            body = await _body(request)
+        async with contextlib.AsyncExitStack() as held:
+            body = await _body(request, large, held)
+            await held.enter_async_context(parsed_small if len(body) <= SMALL else parsed_large)
             try:
                 review, line = await run_in_threadpool(answer, body, settings)
             except NoReview as error:
@@ -69,21 +79,27 @@ def webhook_app(settings: Settings, say: Callable[[str], None]) -> Starlette:
     return app
 
 
-async def _body(request: Request) -> bytes:
-    """The body, of which no more is kept than may be."""
+async def _body(request: Request, large: asyncio.Semaphore, held: contextlib.AsyncExitStack) -> bytearray:
+    """The body, of which no more is kept than may be. One that is large holds a place from then on."""
     too_large = HTTPException(413, f"the body is larger than {MAX_BODY >> 20} MiB")
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > MAX_BODY:
         raise too_large
-    body = bytearray()
+    body, placed, waiting = bytearray(), False, False
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY:
+                if len(body) + len(chunk) > MAX_BODY:
                     raise too_large
+                if not placed and len(body) + len(chunk) > SMALL:
+                    waiting = True
+                    await held.enter_async_context(large)
+                    placed, waiting = True, False
+                body += chunk
     except TimeoutError:
+        if waiting:
+            raise HTTPException(503, "too many large bodies at a time; ask again") from None
         raise HTTPException(408, f"the body was not there within {BODY_S:g} s") from None
     except ClientDisconnect:
         raise HTTPException(400, "the body ended before its time") from None
-    return bytes(body)
+    return body

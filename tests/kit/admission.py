@@ -89,7 +89,9 @@ class Webhook:
     def connect(self, name: str = "svc-hook") -> http.client.HTTPSConnection:
         """A new connection to it, its certificate judged for `name`, as the API server does."""
         context = ssl.create_default_context(cafile=str(self._ca))
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=DEADLINE)
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.port, context=context, timeout=4 * DEADLINE
+        )
         connection.connect = lambda: _connect(connection, context, name)  # type: ignore[method-assign]
         return connection
 

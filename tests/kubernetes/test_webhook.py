@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
+import select
 import shutil
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +29,13 @@ from kit.pki import Pki
 from kit.ports import free_port
 from kit.proxy import cli
 
+from fastmesh.agent.server import HANDSHAKE_TIMEOUT_S
 from fastmesh.cli.inject import command
 from fastmesh.cli.webhook import MAX_SOCKETS
 from fastmesh.kubernetes import review as reviews
 from fastmesh.kubernetes import webhook as module
 from fastmesh.kubernetes.settings import Settings
-from fastmesh.kubernetes.webhook import MAX_BODIES, MAX_BODY, webhook_app
+from fastmesh.kubernetes.webhook import MAX_BODY, MAX_LARGE, SMALL, webhook_app
 
 POD: dict[str, Any] = {
     "apiVersion": "v1",
@@ -294,12 +299,63 @@ def test_connections_are_bounded_before_their_handshake(tmp_path: Path, authorit
         wait_until(answered, "places that are free again")
 
 
-class Posted:
-    """A review on its way into the application, whose body arrives when `arrived` is set."""
+def test_handshakes_that_do_not_end(webhook: Webhook) -> None:
+    """A client that says nothing, and one that says it byte by byte: neither holds its place for long."""
+    outgoing = ssl.MemoryBIO()
+    hello = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="svc-hook")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        hello.do_handshake()
+    words = outgoing.read()
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        where = ("127.0.0.1", webhook.port)
+        silent, slow = (stack.enter_context(socket.create_connection(where, DEADLINE)) for _ in range(2))
+        for index in range(len(words) - 1):
+            slow.send(words[index : index + 1])
+            if select.select([slow], [], [], 0.1)[0]:
+                break
+        for one in (slow, silent):
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(1) == b""
+    assert HANDSHAKE_TIMEOUT_S <= time.monotonic() - begun < HANDSHAKE_TIMEOUT_S + DEADLINE / 2
 
-    def __init__(self, arrived: asyncio.Event) -> None:
+
+def heavy(size: int) -> bytes:
+    """A review of about that size which takes as much memory as one can."""
+    text = json.dumps(review(pod({}, containers=[{**POD["spec"]["containers"][0], "args": "X"}])))
+    return text.replace('"X"', f"[{','.join(['{}'] * (size // 3))}]").encode()
+
+
+def test_memory_is_bounded(tmp_path: Path, authority: Pki) -> None:
+    """Large reviews at once take no more than one by itself, but for their text; small ones do not wait."""
+    body = heavy(SMALL * 3 // 2)
+    with running(tmp_path, authority) as webhook:
+
+        def peak() -> int:
+            status = Path(f"/proc/{webhook.process.pid}/status").read_text()
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10  # type: ignore[index]
+
+        before = peak()
+        assert webhook.ask(body)[0] == 200
+        one = peak() - before
+        with ThreadPoolExecutor(MAX_LARGE) as pool:
+            asked = [pool.submit(webhook.ask, body) for _ in range(MAX_LARGE)]
+            assert webhook.ask(json.dumps(review(POD)))[0] == 200
+            assert {each.result()[0] for each in asked} == {200}
+        every = peak() - before
+    print(f"{len(body) >> 10} KiB: {one >> 20} MiB for one, {every >> 20} MiB for {MAX_LARGE} at once")
+    assert one > 20 * len(body), "a body that is none"
+    assert every < 1.5 * one + 2 * MAX_LARGE * len(body)
+
+
+class Posted:
+    """A review on its way into the application, in two pieces: the second one when `arrived` is set."""
+
+    def __init__(self, arrived: asyncio.Event, size: int = 0) -> None:
         self._arrived = arrived
-        self.read = False
+        body = json.dumps(review(POD)).encode()
+        self._pieces = [body[:9], body[9:] + b" " * (size - len(body))]
+        self.taken = 0
         self.status = 0
 
     async def ask(self, app: Any) -> None:
@@ -308,28 +364,13 @@ class Posted:
         await app(scope, self._receive, self._send)
 
     async def _receive(self) -> dict[str, Any]:
-        self.read = True
-        await self._arrived.wait()
-        return {"type": "http.request", "body": json.dumps(review(POD)).encode(), "more_body": False}
+        piece, self.taken = self._pieces[self.taken], self.taken + 1
+        if self.taken == 2:
+            await self._arrived.wait()
+        return {"type": "http.request", "body": piece, "more_body": self.taken < 2}
 
     async def _send(self, message: Any) -> None:
         self.status = message.get("status", self.status)
-
-
-def test_bodies_in_memory_are_bounded() -> None:
-    async def run() -> None:
-        app, arrived = webhook_app(Settings(), print), asyncio.Event()
-        posted = [Posted(arrived) for _ in range(MAX_BODIES + 4)]
-        async with asyncio.TaskGroup() as group:
-            for one in posted:
-                group.create_task(one.ask(app))
-            for _ in range(100):  # turns of the loop: nothing else has to happen
-                await asyncio.sleep(0)
-            assert sum(one.read for one in posted) == MAX_BODIES
-            arrived.set()
-        assert {one.status for one in posted} == {200}
-
-    asyncio.run(run())
 
 
 def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +378,41 @@ def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     posted = Posted(asyncio.Event())
     asyncio.run(asyncio.wait_for(posted.ask(webhook_app(Settings(), print)), DEADLINE))
     assert posted.status == 408
+
+
+class Large(Posted):
+    """One whose first piece is large already."""
+
+    def __init__(self, arrived: asyncio.Event) -> None:
+        super().__init__(arrived)
+        self._pieces[0] += b" " * SMALL
+
+
+def test_large_bodies_hold_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that do not end keep one more out for as long as they may take, and small ones not at all."""
+    monkeypatch.setattr(module, "BODY_S", 0.5)
+
+    async def run() -> None:
+        app, never, now = webhook_app(Settings(), print), asyncio.Event(), asyncio.Event()
+        now.set()
+        stuck = [Large(never) for _ in range(MAX_LARGE)]
+        one_more, small = Large(now), Posted(now)
+        async with asyncio.TaskGroup() as group:
+            for one in stuck:
+                group.create_task(one.ask(app))
+            for _ in range(100):  # turns of the loop: nothing else has to happen
+                await asyncio.sleep(0)
+            assert [one.taken for one in stuck] == [2] * MAX_LARGE
+            await small.ask(app)
+            assert small.status == 200
+            group.create_task(one_more.ask(app))
+        assert {one.status for one in stuck} == {408}
+        assert one_more.status in (200, 503)
+        again = Large(now)
+        await again.ask(app)
+        assert again.status == 200
+
+    asyncio.run(run())
 
 
 def test_failure_admits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,15 +560,6 @@ def test_manifest(authority: Pki, tmp_path: Path) -> None:
     assert files.key.exists()
 
 
-def test_manifest_without_roots(tmp_path: Path) -> None:
-    done = cli("webhook", "--print-manifest")
-    assert "caBundle" not in done.stdout
-    assert "warning: no --ca: the cluster will not trust the webhook" in done.stderr
-    (tmp_path / "x").write_text("x")
-    for name, error in (("x", "has no certificate in PEM"), ("none", "cannot be read: No such file")):
-        done = cli("webhook", "--print-manifest", f"--ca={tmp_path / name}", check=False)
-        assert done.returncode == 5
-        assert error in done.stderr
 def selected(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     """Kubernetes' rules for label selectors: NotIn holds, too, where there is no such label."""
     for one in selector.get("matchExpressions", []):
@@ -534,3 +601,12 @@ def test_who_asks_for_a_sidecar(namespace: str | None, pod: str | None, asked: b
     assert not of("fastmesh-system"), "its own pods wait for nobody"
 
 
+def test_manifest_without_roots(tmp_path: Path) -> None:
+    done = cli("webhook", "--print-manifest")
+    assert "caBundle" not in done.stdout
+    assert "warning: no --ca: the cluster will not trust the webhook" in done.stderr
+    (tmp_path / "x").write_text("x")
+    for name, error in (("x", "has no certificate in PEM"), ("none", "cannot be read: No such file")):
+        done = cli("webhook", "--print-manifest", f"--ca={tmp_path / name}", check=False)
+        assert done.returncode == 5
+        assert error in done.stderr
