@@ -42,6 +42,8 @@ INTERCEPT: Final = "fastmesh-intercept"
 CONFIG: Final = "fastmesh-config"
 # Where a mesh's listeners are by convention: the application cannot be there too.
 LISTENERS: Final = (15001, 15006)
+# A node has many processors, of which a pod without a limit sees every one: a sidecar needs fewer workers.
+WORKERS: Final = 2
 _OTHERS: Final = {"istio-proxy": "Istio's", "linkerd-proxy": "Linkerd's"}
 
 
@@ -181,6 +183,7 @@ class _Injection:
             method=settings.method,
             user=None if self.as_root else settings.user,
             pki=settings.pki.kind != "none",
+            workers=None if "cpu" in (settings.resources.get("limits") or {}) else WORKERS,
             inbound=Direction(ports=inbound, exclude_cidrs=settings.exclude_inbound_cidrs),
             outbound=Direction(
                 exclude_ports=settings.exclude_outbound_ports, exclude_cidrs=settings.exclude_outbound_cidrs

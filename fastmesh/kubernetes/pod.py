@@ -34,13 +34,15 @@ class ProbePort(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
 
 
 class Pod(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One pod. `user` is whose traffic is never intercepted: the sidecar's."""
+    """One pod. `user` is whose traffic is never intercepted: the sidecar's. `workers`: how many it has where
+    the mesh's configuration does not say."""
 
     workload: str
     admin: int
     method: str
     user: int | None = None
     pki: bool = False
+    workers: int | None = None
     inbound: Direction = Direction()
     outbound: Direction = Direction()
     probes: list[ProbePort] = []

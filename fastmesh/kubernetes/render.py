@@ -31,7 +31,10 @@ def render(data: bytes, name: str, pod: Pod, address: str) -> str:
         raise ConfigErrors([ConfigError(name, 1, 1, message)])
     root = found[0].root
     _lay(root, settings(pod, address))
-    if "inbound" not in (nodes.value(root).get("intercept") or {}):
+    said = nodes.value(root)
+    if pod.workers is not None and "workers" not in said:
+        _lay(root, {"workers": pod.workers})
+    if "inbound" not in (said.get("intercept") or {}):
         _leave_out(root)
     return nodes.written(root)
 

@@ -205,6 +205,7 @@ def test_annotations() -> None:
         "method": "redirect",
         "user": 16001,
         "pki": True,
+        "workers": 2,
         "inbound": {"ports": [8080, 9090], "exclude_cidrs": ["10.9.0.0/16"]},
         "outbound": {
             "exclude_ports": [22, 5432],
@@ -267,6 +268,14 @@ def test_volumes_with_names_that_are_taken() -> None:
     assert names[3:] == ["fastmesh-mesh", "fastmesh-pod-3", "fastmesh-pki-2"]
     mounts = {one["name"] for one in sidecars(pod)["fastmesh"]["volumeMounts"]}
     assert mounts == {"fastmesh-pod-3", "fastmesh-pki-2"}
+
+
+def test_workers() -> None:
+    """Two, unless a limit of the sidecar's says how many processors there are."""
+    assert described(injected("deployment.yaml"))["workers"] == 2
+    limited = run("--resources={limits: {cpu: 4}}", HERE / "manifests" / "deployment.yaml")
+    (one,) = objects(limited.stdout)
+    assert "workers" not in described(template(one))
 
 
 def test_identity() -> None:

@@ -103,13 +103,22 @@ def test_smallest_pod_and_mesh() -> None:
 
 
 def test_a_pod_without_ports_has_no_listener_for_what_arrives() -> None:
-    pod = Pod(workload="web", admin=15000, method="redirect", user=15000)
+    pod = Pod(workload="web", admin=15000, method="redirect", user=15000, pki=True)
     loaded = loads(render(MESH, "mesh.yaml", pod, "10.0.0.7").encode(), Path("/pod.yaml"))
     assert [one.name for one in loaded.config.listeners] == ["outbound"]
     # Ports that the mesh's own file names stay those of every pod.
     mesh = MESH.replace(b"intercept:", b"intercept:\n  inbound: {ports: [8080]}")
     loaded = loads(render(mesh, "mesh.yaml", pod, "10.0.0.7").encode(), Path("/pod.yaml"))
     assert [one.name for one in loaded.config.listeners] == ["outbound", "inbound"]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "pod", "workers"),
+    [("{}", 2, 2), ("workers: 5", 2, 5), ("workers: 5", None, 5), ("{}", None, None)],
+)
+def test_workers(mesh: str, pod: int | None, workers: int | None) -> None:
+    one = Pod(workload="web", admin=15000, method="redirect", workers=pod)
+    assert yaml.safe_load(render(mesh.encode(), "mesh.yaml", one, "10.0.0.7")).get("workers") == workers
 
 
 def test_scalars_stay_as_they_were_written() -> None:

@@ -22,24 +22,31 @@ from kit.kubernetes import template
 from kit.limits import DEADLINE, wait_until
 from kit.pki import Pki
 from kit.sniffer import Sniffer, plaintext, tls_records
-from kit.three_hosts import A, B, Hosts, execute, three_hosts
+from kit.three_hosts import LOOPBACK, A, B, Hosts, at, execute, three_hosts
 
 from fastmesh.cli.inject import command
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-# A Service's address, as applications call it: nobody has it.
-SERVICE = "10.96.0.20"
-MESH = f"""
+# A Service's address, as applications call it, by version of IP: nobody has it.
+SERVICE = {4: "10.96.0.20", 6: "fd00:10::20"}
+
+
+def mesh(family: int) -> str:
+    """What the cluster's pods have in common."""
+    local, everywhere = (("127.0.0.1", "0.0.0.0"), ("[::1]", "[::]"))[family == 6]
+    return f"""
 trust_domain: mesh.local
 listeners:
-  - {{name: outbound, role: outbound, bind: 127.0.0.1:15001, transparent: true}}
-  - {{name: inbound, role: inbound, bind: 0.0.0.0:15006, transparent: true, tls: mesh}}
+  - {{name: outbound, role: outbound, bind: "{local}:15001", transparent: true}}
+  - {{name: inbound, role: inbound, bind: "{everywhere}:15006", transparent: true, tls: mesh}}
 services:
-  orders: {{addresses: ["{SERVICE}:80"], endpoints: ["{B[4]}:8080"], tls: mesh}}
+  orders: {{addresses: ["{at(SERVICE[family], 80)}"], endpoints: ["{at(B[family], 8080)}"], tls: mesh}}
 """
+
+
 # Answers with what it was asked, and by whom.
 SERVER = """
-import http.server, json, signal, sys
+import http.server, json, signal, socket, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         text = json.dumps([self.client_address[0], self.path, dict(self.headers)]).encode()
@@ -48,7 +55,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6  # and IPv4 with it
+Server(("::", int(sys.argv[1])), Handler).serve_forever()
 """
 REFUSALS = ("denied", "permitted", "Read-only", "must be superuser")
 QUESTION = "how-many-are-left-of-4711"
@@ -85,23 +94,25 @@ ORDERS: dict[str, Any] = {
 }
 
 
-def calling(name: str, path: str) -> dict[str, Any]:
+def calling(name: str, path: str, family: int) -> dict[str, Any]:
     """A container that calls the other service, once."""
-    script = f"curl --silent --show-error --fail --max-time 10 http://{SERVICE}/{path}"
+    script = (
+        f"curl --silent --show-error --fail --max-time 30 --globoff http://{at(SERVICE[family], 80)}/{path}"
+    )
     return {"name": name, "image": "registry.example/curl:1", "command": ["sh", "-c"], "args": [script]}
 
 
-def job(name: str = "report") -> dict[str, Any]:
+def job(family: int = 4) -> dict[str, Any]:
     """A Job that needs the network in its init container already."""
     spec = {
         "restartPolicy": "Never",
-        "initContainers": [calling("fetch", "first")],
-        "containers": [calling("app", QUESTION)],
+        "initContainers": [calling("fetch", "first", family)],
+        "containers": [calling("app", QUESTION, family)],
     }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name},
+        "metadata": {"name": "report"},
         "spec": {"template": {"spec": spec}},
     }
 
@@ -128,26 +139,25 @@ def start(hosts: Hosts, authority: Pki, tmp_path: Path) -> Iterator[Started]:
     """Starts pods: an object goes through `fastmesh inject`, and what it wrote is run."""
     with contextlib.ExitStack() as stack:
 
-        def start(one: dict[str, Any], *options: str, mesh: str = MESH, there: bool = True) -> Kubelet:
+        def start(one: dict[str, Any], *options: str, family: int = 4) -> Kubelet:
             done = CliRunner().invoke(command, [*options], input=yaml.safe_dump(one))
             assert done.exit_code == 0, done.stderr
             pod = template(yaml.safe_load(done.stdout))
             workload = one["metadata"]["name"]
             identity = authority.identity(workload)
             files = {"certificate": identity.certificate, "key": identity.key, "bundle": identity.bundle}
-            host, address = (hosts.b, B[4]) if workload == "orders" else (hosts.a, A[4])
+            host, addresses = (hosts.b, B) if workload == "orders" else (hosts.a, A)
             made = Kubelet(
                 {**pod, "metadata": {**pod.get("metadata", {}), "name": f"{workload}-0"}},
                 host,
                 hosts.c,
-                address,
+                addresses[family],
                 tmp_path / workload,
-                config_maps={"fastmesh": {"fastmesh.yaml": mesh}},
+                config_maps={"fastmesh": {"fastmesh.yaml": mesh(family)}},
                 secrets={f"fastmesh-{workload}": {f"{k}.pem": f.read_bytes() for k, f in files.items()}},
             )
             stack.callback(made.kill)
-            if there:
-                made.start()
+            made.start()
             return made
 
         yield start
@@ -159,15 +169,16 @@ def told(text: str) -> tuple[str, str, dict[str, str]]:
     return caller, path, {name.lower(): value for name, value in headers.items()}
 
 
-def test_a_call_between_two_pods(start: Started, hosts: Hosts) -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_call_between_two_pods(start: Started, hosts: Hosts, family: int) -> None:
     """By TLS between them, with the caller's identity; the Job ends, and its sidecar after it."""
-    orders = start(ORDERS)
+    orders = start(ORDERS, family=family)
     orders.wait("app", "startupProbe", "readinessProbe")
     orders.wait("fastmesh", "readinessProbe", "livenessProbe")
     with Sniffer(hosts.switch) as sniffer:
-        report = start(job())
+        report = start(job(family), family=family)
         assert report.running["app"].wait() == 0, report.running["app"].log()
-        between = [one for one in sniffer.streams() if {one.source[0], one.to[0]} == {A[4], B[4]}]
+        between = [one for one in sniffer.streams() if {one.source[0], one.to[0]} == {A[family], B[family]}]
         assert between, "nothing passed between the pods"
         for one in between:
             assert "application_data" in tls_records(one.data())
@@ -176,7 +187,8 @@ def test_a_call_between_two_pods(start: Started, hosts: Hosts) -> None:
     assert report.end() == ["fastmesh"]
     for name, asked in (("fetch", "/first"), ("app", f"/{QUESTION}")):
         caller, path, headers = told(report.running[name].log())
-        assert (caller, path, headers["host"]) == ("127.0.0.1", asked, SERVICE)
+        assert (caller.removeprefix("::ffff:"), path) == (LOOPBACK[family], asked)
+        assert headers["host"] == at(SERVICE[family], 80).removesuffix(":80")
         assert "URI=spiffe://mesh.local/report" in headers["x-forwarded-client-cert"]
     assert orders.end() == ["app", "fastmesh"]
     for pod in (orders, report):
@@ -294,7 +306,7 @@ def test_tproxy(start: Started) -> None:
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 1 << CAPABILITIES["NET_ADMIN"]
     report = start(job(), "--method=tproxy")
     assert report.running["app"].wait() == 0, report.running["app"].log()
-    assert told(report.running["app"].log())[0] == A[4]
+    assert told(report.running["app"].log())[0].removeprefix("::ffff:") == A[4]
     assert report.end() == ["fastmesh"]
     assert orders.end() == ["app", "fastmesh"]
 
@@ -304,7 +316,7 @@ def test_the_last_call(start: Started) -> None:
     orders = start(ORDERS)
     one = job()
     spec = one["spec"]["template"]["spec"]
-    last = f"curl --silent --show-error --fail http://{SERVICE}/last"
+    last = f"curl --silent --show-error --fail http://{SERVICE[4]}/last"
     spec["initContainers"] = []
     spec["containers"][0]["args"] = [f"trap '{last}; exit 3' TERM; echo ready; while :; do sleep 0.05; done"]
     report = start(one)
