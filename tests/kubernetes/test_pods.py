@@ -59,6 +59,21 @@ class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6  # and IPv4 with it
 Server(("::", int(sys.argv[1])), Handler).serve_forever()
 """
+# An application that speaks gRPC, of which only the health service is there.
+GRPC = """
+import signal, sys
+from concurrent import futures
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+server = grpc.server(futures.ThreadPoolExecutor(2))
+servicer = health.HealthServicer()
+servicer.set("shop.Orders", 1)
+health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+server.add_insecure_port("[::]:50051")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+server.start()
+signal.pause()
+"""
 REFUSALS = ("denied", "permitted", "Read-only", "must be superuser")
 QUESTION = "how-many-are-left-of-4711"
 ORDERS: dict[str, Any] = {
@@ -241,8 +256,22 @@ def test_only_probes_pass_without_an_identity(start: Started, hosts: Hosts) -> N
         "livenessProbe": {"httpGet": {"path": "/none", "port": 8080}},
         "lifecycle": {"preStop": {"httpGet": {"path": "/hooks/stop", "port": "http"}}},
     }
-    orders = start(service(probes))
+    grpc = {
+        "name": "grpc",
+        "image": "registry.example/grpc:1",
+        "command": ["python3", "-c", GRPC],
+        "ports": [{"containerPort": 50051}],
+        "readinessProbe": {"grpc": {"port": 50051, "service": "shop.Orders"}, "timeoutSeconds": 5},
+        "livenessProbe": {"grpc": {"port": 50051, "service": "shop.Unknown"}, "timeoutSeconds": 5},
+        "startupProbe": {"tcpSocket": {"port": 50051}},
+    }
+    one = service(probes)
+    one["spec"]["template"]["spec"]["containers"].append(grpc)
+    orders = start(one)
     orders.wait("app", "startupProbe", "readinessProbe")
+    orders.wait("grpc", "startupProbe", "readinessProbe")
+    passed, said = orders.probe(orders.running["grpc"], orders.running["grpc"].spec["livenessProbe"])
+    assert not passed and "NOT_FOUND" in said, "the application's own word"
     app = orders.running["app"]
     passed, answer = orders.probe(app, app.spec["readinessProbe"])
     assert passed
@@ -254,7 +283,7 @@ def test_only_probes_pass_without_an_identity(start: Started, hosts: Hosts) -> N
         done = execute(hosts.c, "curl", "-sS", "--fail", f"http://{B[4]}:{port}{path}", check=False)
         assert done.returncode != 0, done
     assert "/other" not in app.log()
-    assert orders.end() == ["app", "fastmesh"]
+    assert orders.end() == ["app", "grpc", "fastmesh"]
     assert "GET /hooks/stop" in app.log()
 
 
