@@ -19,7 +19,7 @@ from fastmesh.core.base.shared cimport shared_get, shared_put
 from fastmesh.core.base.timer cimport timer_init
 from fastmesh.core.io.handover cimport handover_settle, inbox_open, listener_share
 from fastmesh.core.io.listener cimport (
-    detect, inbox_empty, inbox_event, listener_again, listener_event, listener_watch, pass_on,
+    inbox_empty, inbox_event, listener_again, listener_event, listener_watch, pass_on,
 )
 from fastmesh.core.io.load cimport load_snapshot, mesh_context
 from fastmesh.core.io.loop cimport (
@@ -44,6 +44,7 @@ from fastmesh.core.traffic.counters cimport (
 )
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque
 from fastmesh.core.traffic.destination cimport DEST_INET, DEST_INET6, DEST_NONE, DEST_SLOT, Destination
+from fastmesh.core.traffic.detect cimport detect_last
 from fastmesh.core.traffic.learned cimport DETECT_BUCKETS, Detection, LEARNED_MAX, Learned, detect_bound_ms
 from fastmesh.core.traffic.transparent cimport Choice, choose, choose_unknown, route_original, sharer_by_name
 from fastmesh.core.traffic.policy_judge cimport ALLOWED, DENIED, Decision, NO_VERDICT
@@ -714,7 +715,7 @@ cdef class Worker:
             caller.facts.port = choice.port
             r = -choice.reason
             told = choice.protocol != PROTO_HTTP and (
-                choice.protocol != PROTO_AUTO or detect(conf, <char *>work, len(work)) != 1)
+                choice.protocol != PROTO_AUTO or detect_last(conf, <char *>work, len(work)) != 1)
             to = choice.service
             if r == 0 and told and choice.shared != NULL:
                 if sniff_hello(<char *>work, len(work), name, &name_len) == SNIFF_HELLO:
@@ -728,7 +729,7 @@ cdef class Worker:
         elif conf.tls == TLS_PASSTHROUGH:
             r = pass_on(conf, <char *>work, len(work), &to)
             r = r if r < 0 else 0 if r else -R_TLS_HANDSHAKE
-        elif conf.transparent or conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect(conf, <char *>work, len(work)) == 1:
+        elif conf.transparent or conf.protocol == PROTO_HTTP or conf.protocol == PROTO_AUTO and detect_last(conf, <char *>work, len(work)) == 1:
             http = True
             r = http1_parse_request(<char *>work, len(work), &scan, m)
             r = r if r < 0 else 0 if r == <int>len(work) else -R_BAD_REQUEST_LINE

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from kit.fixtures import LaneFactory
-from kit.limits import DEADLINE, PATIENCE, scaled, wait_steady
+from kit.limits import DEADLINE, PATIENCE, scaled, wait_steady, wait_until
 from kit.upstream import ServerConn
 from kit.wire import Conn, request
 
@@ -163,10 +163,11 @@ def test_http_is_detected(lane: LaneFactory) -> None:
         b"\x16\x03\x01\x00\x05hello",
         b"EHLO x\r\n",
         b"get key\r\n",
+        b"GET /key\r\n",
         b"OPTIONS of some other protocol\r\n",
         b"*1\r\n$4\r\nPING\r\n",
     ],
-    ids=["binary", "ssh", "tls", "smtp", "memcached", "words", "redis"],
+    ids=["binary", "ssh", "tls", "smtp", "memcached", "inline", "words", "redis"],
 )
 def test_anything_else_is_passed_through(lane: LaneFactory, data: bytes) -> None:
     here = lane("auto")
@@ -188,6 +189,22 @@ def test_few_words_and_the_clients_end_are_passed_through(lane: LaneFactory, dat
             client.send(data)
             client.shutdown()
             assert client.read_to_end() == data
+
+
+def test_a_request_whose_line_comes_slowly_is_http(lane: LaneFactory) -> None:
+    """Its beginning has to do when the time is over."""
+    here = lane("auto")
+    here.upstream()
+
+    def told() -> float:
+        return here.proxy.metrics().sum("detect_delay_seconds_count")
+
+    before = told()
+    with here.client() as client:
+        client.send(request()[:5])
+        wait_until(lambda: told() > before, "the time is over")
+        client.send(request()[5:])
+        assert client.read_response().status == 200
 
 
 def test_server_first_protocols_work_behind_detection(lane: LaneFactory) -> None:

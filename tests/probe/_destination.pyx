@@ -1,8 +1,9 @@
-# Where connections that were taken over go, for tests: tables of destinations, the choice, what is learned, and Host.
+# Where connections that were taken over go, for tests: tables of destinations, the choice, what is learned, what the
+# first bytes tell, and Host.
 
 from libc.stdint cimport int32_t, uint32_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
 from fastmesh.core.io.original cimport DESTINATION_TEXT, destination_text, is_own
 from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, inet_pton
 from fastmesh.core.traffic.destination cimport (
@@ -10,6 +11,7 @@ from fastmesh.core.traffic.destination cimport (
     destination_sharer, destination_slot,
 )
 from fastmesh.core.traffic.dials cimport Dials, dial_note, dial_noted
+from fastmesh.core.traffic.detect cimport DETECT_BYTES, detect, detect_last
 from fastmesh.core.traffic.learned cimport (
     DETECT_BUCKETS, Detection, LEARNED_MAX, Learned, detect_observe, learned_find, learned_server_first,
     learned_spoke, learned_timeout,
@@ -19,6 +21,7 @@ from fastmesh.core.traffic.transparent cimport port_find
 from fastmesh.core.wire.first_host cimport first_host
 
 MOST_LEARNED = LEARNED_MAX
+ENOUGH = DETECT_BYTES
 
 
 cdef Destination _destination(str host, int port) except *:
@@ -138,6 +141,18 @@ cdef class Memory:
         before = [self.d.delays[i] for i in range(DETECT_BUCKETS)]
         detect_observe(self.d, ms)
         return [self.d.delays[i] - before[i] for i in range(DETECT_BUCKETS)].index(1)
+
+
+def told(bytes data, bint http2=False, bint more=True):
+    """What the first bytes of a connection tell, in memory of just their size: HTTP (1), not (-1), or not yet (0)."""
+    cdef ListenerConf conf
+    cdef char *copy = <char *>malloc(len(data) if len(data) else 1)
+    memcpy(copy, <const char *>data, len(data))
+    memset(&conf, 0, sizeof(ListenerConf))
+    conf.http2 = http2
+    result = detect(&conf, copy, len(data)) if more else detect_last(&conf, copy, len(data))
+    free(copy)
+    return result
 
 
 def host_of(bytes data):

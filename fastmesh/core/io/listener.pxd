@@ -2,8 +2,8 @@
 #
 # A Listener does not own its descriptor (the supervisor keeps it open over our death). An accepted
 # connection belongs to the listener (ops.accepted) while it shakes hands or while its first bytes are awaited
-# (`protocol: auto`: HTTP/1 is told from everything else within DETECT_MS or DETECT_BYTES or by the client's end,
-# after which it is opaque and nothing is lost). Then it becomes an H1Server's or a Tunnel's. Where the server speaks
+# (`protocol: auto`: traffic/detect tells HTTP from everything else within DETECT_MS or DETECT_BYTES or by the client's
+# end, and nothing is lost). Then it becomes an H1Server's or a Tunnel's. Where the server speaks
 # first there is nothing to wait for: that is learned (traffic/learned).
 #
 # On a transparent listener the first question is where the client wanted to go (io/original): traffic/transparent
@@ -18,7 +18,7 @@
 # one (handover), and takes what siblings hand over as if it had accepted it.
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 
 from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.rate cimport rate_allows, rate_key
@@ -55,6 +55,7 @@ from fastmesh.core.traffic.counters cimport (
     K_DETECT_SKIPPED, K_DETECT_TIMEOUTS, K_DOWNSTREAM_CONNECTIONS, K_DOWNSTREAM_REFUSED, K_HANDED_IN, area_detection,
 )
 from fastmesh.core.traffic.destination cimport Destination, destination_loopback
+from fastmesh.core.traffic.detect cimport detect, detect_last
 from fastmesh.core.traffic.learned cimport detect_observe, learned_server_first, learned_timeout
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport (
@@ -80,7 +81,6 @@ cdef enum:
     ACCEPT_BUSY = 8               # while handshakes wait: who asks for more of them can wait in the queue
     ACCEPT_PAUSE_MS = 100         # out of descriptors
     DETECT_MS = 100
-    DETECT_BYTES = 64
     INBOUND_HANDSHAKE_MS = 5000
 
 
@@ -288,8 +288,10 @@ cdef inline size_t _first_bytes(Worker *w, Conn *c, char *p, size_t n) noexcept 
         found = 1 if a.choice.protocol != PROTO_TCP else -1      # a reload has changed what is expected
     else:
         found = detect(l.conf, p, n)
-        if found == 0 and n < DETECT_BYTES and more:
+        if found == 0 and more:
             return 0
+        if found == 0:
+            found = detect_last(l.conf, p, n)
         if found <= 0 and a.choice.shared != NULL:
             if _shared(l, &a, p, n) == 0:
                 if more:
@@ -329,10 +331,11 @@ cdef inline void _nothing_came(Worker *w, Conn *c) noexcept nogil:
     if a.choice.reason or a.choice.protocol != PROTO_AUTO:
         _settle(w, c, &a, a.choice.protocol != PROTO_TCP, WATCH_NONE)
         return
+    if _like_http(l, c):
+        _told(w, c)
+        _settle(w, c, &a, True, WATCH_NONE)      # slow; its requests will say whose it is
+        return
     if a.choice.shared != NULL:
-        if c.rx != NULL and detect(l.conf, c.rx.data + c.rx.start, c.rx.end - c.rx.start) == 1:
-            _settle(w, c, &a, True, WATCH_NONE)                  # HTTP, slow: its requests will say whose it is
-            return
         choose_unknown(l.snapshot, l.conf, &a.choice)
         watch = WATCH_NONE
     _timed_out(w, c, &l.snapshot.services[a.choice.service] if a.choice.service >= 0 else NULL, &a)
@@ -341,39 +344,9 @@ cdef inline void _nothing_came(Worker *w, Conn *c) noexcept nogil:
 
 # ---------------------------------------------------------------- the first bytes
 
-cdef inline int detect(const ListenerConf *conf, const char *p, size_t n) noexcept nogil:
-    """1: the bytes begin an HTTP/1 request, or HTTP/2 where the listener has it; 0: cannot be told yet; -1: they do not.
-
-    A request line is a method in capital letters, a space, a target ("/...", "*", "http://...", or anything
-    with CONNECT), and, as far as the line is there, " HTTP/1.x" at its end (RFC 9112 3).
-    """
-    cdef size_t i = 0
-    cdef size_t end
-    if conf.http2 and n > 0 and preface_here(p, n) != PREFACE_NOT:
-        return preface_here(p, n)
-    while i < n and (65 <= <unsigned char>p[i] <= 90 or p[i] == c"-" and i > 0):
-        i += 1
-        if i > 32:
-            return -1
-    if i == n:
-        return 0
-    if i == 0 or p[i] != c" ":
-        return -1
-    end = i
-    i += 1
-    while end < n and p[end] != c"\n":
-        end += 1
-    if end < n:
-        if end < i + 10 or p[end - 1] != c"\r" or memcmp(p + end - 10, b" HTTP/1.", 8) != 0:
-            return -1
-    if i == n:
-        return 0
-    if p[i] == c"/" or p[i] == c"*" or i == 8 and memcmp(p, b"CONNECT", 7) == 0:
-        return -1 if i == 4 and memcmp(p, b"PRI", 3) == 0 else 1     # HTTP/2's preface, where it is not spoken
-    if n - i < 8:
-        return 0 if n - i < 4 or (p[i] | 0x20) == c"h" else -1
-    return 1 if (p[i] | 0x20) == c"h" and (p[i + 1] | 0x20) == c"t" and (p[i + 2] | 0x20) == c"t" and (
-        p[i + 3] | 0x20) == c"p" and (p[i + 4] == c":" or (p[i + 4] | 0x20) == c"s" and p[i + 5] == c":") else -1
+cdef inline bint _like_http(const Listener *l, const Conn *c) noexcept nogil:
+    """Has as much come in time as HTTP has to be told by?"""
+    return c.rx != NULL and detect_last(l.conf, c.rx.data + c.rx.start, c.rx.end - c.rx.start) == 1
 
 
 cdef inline int pass_on(ListenerConf *conf, const char *p, size_t n, int32_t *service) noexcept nogil:
@@ -412,8 +385,10 @@ cdef inline size_t _input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
     if l.conf.protocol != PROTO_AUTO:
         return 0
     found = detect(l.conf, p, n)
-    if found == 0 and n < DETECT_BYTES and not c.flags & C_RDHUP:
-        return 0                                 # with the client's end there will be no more to tell it by
+    if found == 0 and not c.flags & C_RDHUP:
+        return 0
+    if found == 0:                               # with the client's end there will be no more to tell it by
+        found = detect_last(l.conf, p, n)
     _told(w, c)
     _adopt(w, c, found == 1, WATCH_NONE)
     return n if c.flags & C_DEAD else 0
@@ -444,6 +419,9 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
         _nothing_came(w, c)
     elif l.conf.protocol != PROTO_AUTO:
         _adopt(w, c, l.conf.protocol == PROTO_HTTP, WATCH_NONE)      # a reload has changed what is expected
+    elif _like_http(l, c):
+        _told(w, c)
+        _adopt(w, c, True, WATCH_NONE)
     else:
         # Nothing, or too little, came in time: opaque, perhaps a protocol in which the server speaks first.
         _timed_out(w, c, &l.snapshot.services[l.conf.service] if l.conf.service >= 0 else NULL, NULL)
