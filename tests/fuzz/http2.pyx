@@ -62,7 +62,7 @@ cdef struct Stream:
     bint head_out
     bint finished
     bint behind               # h2_reset_behind was called
-    bint waits                # h2_data said so
+    bint waits                # h2_data or h2_respond said so
     uint64_t body
     uint64_t content          # hash of it
     uint64_t length
@@ -236,7 +236,8 @@ cdef void act(Owner *o, Stream *s) noexcept nogil:
         send_body(o, s)
     elif o.h.role == H2_SERVER and not s.head_out:
         if what == 10:
-            h2_respond(&o.h, &s.s, &ours.response[5], NULL, False)
+            # interim heads: of too many at once one has to wait, as with content
+            s.waits = h2_respond(&o.h, &s.s, &ours.response[5], NULL, False) == 1 or s.waits
             return
         end = what < 13
         s.head_out = h2_respond(&o.h, &s.s, &ours.response[choose(5)], NULL, end) == 0

@@ -18,7 +18,9 @@ from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 from fastmesh.core.base.buffer cimport Buf, Pool, Queue, pool_in_use, pool_init, queue_clear
 from fastmesh.core.base.heap cimport Heap, heap_init
-from fastmesh.core.base.reason cimport R_HEAD_TOO_LARGE, R_LINE_TOO_LONG, R_TOO_MANY_FIELDS
+from fastmesh.core.base.reason cimport (
+    R_HEAD_TOO_LARGE, R_LINE_TOO_LONG, R_TOO_MANY_FIELDS, R_UPSTREAM_HEAD_TOO_LARGE,
+)
 from fastmesh.core.wire.http1 cimport http1_parse_request, http1_parse_response
 from fastmesh.core.wire.http1_write cimport (
     http1_copy_fields, http1_has_field, http1_head_bound, http1_write_request_line, http1_write_status_line,
@@ -30,7 +32,8 @@ from fastmesh.core.wire.http2_state cimport H2, H2Hooks, H2Limits, H2Stream, H2_
 from fastmesh.core.wire.message cimport (
     FIELD_HOP, FRAMING_CHUNKED, FRAMING_LENGTH, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_COOKIE, F_EXPECT,
     F_HOST, F_KEEP_ALIVE, F_PROXY_CONNECTION, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, Field, LENGTH_UNKNOWN,
-    MSG_HTTP10, MSG_HTTP2, MSG_INTERIM, MSG_TE_TRAILERS, MSG_UPGRADE, M_CONNECT, M_GET, M_HEAD, Message, Span,
+    MAX_FIELDS, MSG_HTTP10, MSG_HTTP2, MSG_INTERIM, MSG_TE_TRAILERS, MSG_UPGRADE, M_CONNECT, M_GET, M_HEAD, Message,
+    Span,
 )
 from http2_judge cimport (
     Judge, JudgeBlock, JudgeField, check_message, fail, judge_block, judge_find, judge_malformed, judge_read,
@@ -359,8 +362,9 @@ cdef void reread_http1(const char *text, size_t n, const Message *m, int method)
     else:
         r = http1_parse_request(head, n, &scan, copy)
     if r < 0:
+        # a response has one reason for both: too long, or a field too many with the framing that HTTP/2 does not need
         if not (r == -R_HEAD_TOO_LARGE or r == -R_LINE_TOO_LONG or r == -R_TOO_MANY_FIELDS or (
-                m.status and n > 60000)):
+                r == -R_UPSTREAM_HEAD_TOO_LARGE and (n > 60000 or m.nfields == MAX_FIELDS))):
             fprintf(stderr, b"reason %d: %.*s\n", r, <int>n, head)
             fail(b"what is written is refused")
         free(head)
