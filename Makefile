@@ -7,7 +7,8 @@
 #   make debug | asan        the suite on the build with assertions | with the sanitizers too
 #   make bench [ARGS=...]    the measurements against nginx, HAProxy, nghttpx and Envoy
 #   make check               format, lint, types, floors, Cython's hints
-#   make fuzz [SECONDS=600] [TARGET=all]  coverage-guided fuzzing: http1, http2, translation between them
+#   make fuzz [SECONDS=600] [TARGET=all]  coverage-guided fuzzing: http1, http2, translation between them, detect (what
+#                            the first bytes tell), transparent (where connections go that were taken over)
 #   make clean
 
 SHELL := /bin/bash

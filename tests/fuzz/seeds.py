@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,93 @@ def translation() -> Iterator[tuple[str, bytes]]:
         yield f"list-{status}", bytes([3]) + text
 
 
-TARGETS = {"http1": http1, "http2": http2_connections, "translation": translation}
+def hellos() -> Iterator[tuple[str, bytes]]:
+    """What real clients begin TLS with: OpenSSL's, in several ways."""
+    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    offering = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    offering.set_alpn_protocols(["h2", "http/1.1"])
+    large = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    large.set_alpn_protocols([f"protocol-{n}" * 8 for n in range(60)])
+    cases = {
+        "name": (plain, "shop.example"),
+        "capitals": (plain, "Shop.Example"),
+        "no-name": (plain, "192.0.2.1"),
+        "long-name": (plain, ".".join(["a" * 60] * 4)),
+        "1.2": (old, "shop.example"),
+        "alpn": (offering, "shop.example"),
+        "large": (large, "shop.example"),
+    }
+    for name, (context, host) in cases.items():
+        into, out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            context.wrap_bio(into, out, server_hostname=host).do_handshake()
+        except ssl.SSLWantReadError:
+            yield name, out.read()
+
+
+def grease(data: bytes) -> bytes:
+    """The hello, of one record, with one more extension that means nothing (RFC 8701)."""
+    session = 5 + 4 + 2 + 32
+    suites = session + 1 + data[session]
+    compression = suites + 2 + int.from_bytes(data[suites : suites + 2])
+    at = compression + 1 + data[compression]
+    body = data[9:at] + (int.from_bytes(data[at : at + 2]) + 4).to_bytes(2) + b"\x0a\x0a\0\0" + data[at + 2 :]
+    return data[:3] + (len(body) + 4).to_bytes(2) + b"\x01" + len(body).to_bytes(3) + body
+
+
+OTHERS = {
+    "redis": b"*1\r\n$4\r\nPING\r\n",
+    "redis-inline": b"GET /key\r\n",
+    "memcached": b"get key\r\n",
+    "postgres-ssl": bytes.fromhex("0000000804d2162f"),
+    "postgres": bytes.fromhex("0000001400030000") + b"user\0a\0\0",
+    "mysql": bytes.fromhex("200000018da20b00000000c0080000000000000000000000000000000000000000000000")
+    + b"root\0",
+    "smtp": b"EHLO mail.example\r\nMAIL FROM:<a@example>\r\n",
+    "ssh": b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+    "nats": b'CONNECT {"verbose":false,"pedantic":false,"lang":"python3","version":"2.6.0"}\r\nPING\r\n',
+    "stomp": b"CONNECT\naccept-version:1.2\nhost:a\n\n\0",
+    "mqtt": bytes.fromhex("100c00044d5154540402003c0000"),
+    "kafka": bytes.fromhex("0000001500120003000000010004726461720000"),
+    "rtsp": b"OPTIONS rtsp://a/b RTSP/1.0\r\nCSeq: 1\r\n\r\n",
+    "sip": b"INVITE sip:a@example SIP/2.0\r\n",
+    "http2": http2.PREFACE + http2.settings().encode(),
+    "shouted": b"OPTIONS of some other protocol\r\n",
+}
+
+
+def detect() -> Iterator[tuple[str, bytes]]:
+    """Requests, hellos and what other protocols begin with; and choices to make some by."""
+    for name, mode, data in messages():
+        if mode == 0:
+            yield f"{name}", b"\x04\x07" + data
+    for name, data in hellos():
+        yield f"hello-{name}", b"\x01\x07" + data
+        yield f"hello-{name}-grease", b"\x01\x07" + grease(data)
+    for name, data in OTHERS.items():
+        yield f"{name}", b"\x00\x07" + data
+        yield f"{name}-http2", b"\x04\x07" + data
+    for form in range(0, 64, 3):
+        yield f"made-hello-{form}", b"\x02\x07" + bytes([form, *range(form, 200, 3)])
+        yield f"made-request-{form}", bytes([3 + form % 2 * 4, 7, form, *range(form, form + 60)])
+
+
+def transparent() -> Iterator[tuple[str, bytes]]:
+    """Choices, without a plan: what they mean is the target's affair."""
+    for mode in range(3):
+        for step in (1, 3, 7, 11, 31):
+            yield f"{mode}-{step}", bytes([mode, *(n * step % 256 for n in range(64 * step))])
+
+
+TARGETS = {
+    "http1": http1,
+    "http2": http2_connections,
+    "translation": translation,
+    "detect": detect,
+    "transparent": transparent,
+}
 
 
 def main(target: str, folder: Path) -> None:
