@@ -21,13 +21,17 @@ import click
 
 from bench import chart, machine, needs, readme, report
 from bench.campaign import Missing, Plan, conduct
+from bench.network import Forbidden
 from bench.results import Results
 
 CHART: Final = machine.ROOT / "docs" / "bench.png"
 README: Final = machine.ROOT / "README.md"
-KNOWN: Final = ("floor", "nginx", "haproxy", "nghttpx", "envoy", "envoy-h1", "fastmesh", "fastmesh-h1")
-TAKE_PART: Final = ("floor", "nginx", "haproxy", "nghttpx", "envoy", "fastmesh")
-TOPOLOGIES: Final = ("plain", "mesh", "handshake", "grpc", "grpc-stream", "slow-stream")
+TAKE_PART: Final = ("floor", "floor-direct", "nginx", "haproxy", "nghttpx", "envoy", "fastmesh")
+KNOWN: Final = (*TAKE_PART, "envoy-h1", "fastmesh-h1", "fastmesh-keep")
+TOPOLOGIES: Final = (
+    *("plain", "mesh", "transparent", "transparent-tcp"),
+    *("handshake", "grpc", "grpc-stream", "slow-stream"),
+)
 PARTS: Final = ("load", "idle", "ready")
 
 
@@ -76,13 +80,16 @@ def say(text: str) -> None:
     "--only",
     type=Words(*KNOWN),
     default=",".join(TAKE_PART),
-    help="Proxies, measured in this order; ratios are to the floor and HAProxy. Also: envoy-h1, fastmesh-h1.",
+    help="Proxies, measured in this order; ratios are to the floor and HAProxy. Also: envoy-h1, fastmesh-h1, "
+    "fastmesh-keep.",
 )
 @click.option(
     *("--topology", "--topologies", "topologies"),
     type=Words(*TOPOLOGIES),
     default=",".join(TOPOLOGIES),
     help="Of the load. handshake: mutual TLS, full and resumed, a new connection for each request. "
+    "transparent: a plain hop that the client knows nothing of, behind the redirect of `fastmesh intercept`; "
+    "transparent-tcp: the same as opaque bytes (both need root and nft). "
     "HTTP/2 on all sides: grpc (requests), grpc-stream (messages on long streams), slow-stream (the same "
     "beside a stopped reader).",
 )
@@ -143,7 +150,7 @@ def main(
         if in_readme:
             readme.renew(results, README)
             say(f"figures: {README}")
-    except (Missing, ImportError, ValueError, OSError, subprocess.CalledProcessError) as error:
+    except (Missing, Forbidden, ImportError, ValueError, OSError, subprocess.CalledProcessError) as error:
         say(f"bench: {error}{' (--install brings it)' if isinstance(error, Missing | ImportError) else ''}")
         sys.exit(2)
     sys.exit(0 if results.valid else 1)

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bench import generators, handshakes, idle, load, machine, pki, slow
+from bench import generators, handshakes, idle, load, machine, network, pki, slow
 from bench.handshakes import Handshakes
 from bench.load import Scenario
-from bench.proxies import Proxy, Topology, Unavailable, everyone
+from bench.proxies import REDIRECTED, Proxy, Topology, Unavailable, everyone
 from bench.proxies.nginx import BINARY as NGINX
+from bench.redirect import run_redirected
 from bench.results import Figure, Results
 from bench.slow import Slow
 from bench.stage import BACKENDS, Actor, Ground, run_backend, run_proxy
@@ -91,7 +92,7 @@ class Setting:
 
 
 def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
-    """Raises Missing. Whatever happens, no process is left."""
+    """Raises Missing, and Forbidden. Whatever happens, no process and no network is left."""
     try:
         tools = {"wrk": generators.wrk_version()}
         if "load" in plan.parts and "grpc" in plan.topologies:
@@ -100,10 +101,11 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
         raise Missing(str(error)) from error
     if not shutil.which(NGINX):
         raise Missing("nginx is not installed (Debian: nginx-light); it is the backend of every measurement")
+    without = without_networks(plan)
     cpus = machine.choose_cpus()
     facts = machine.facts(cpus, machine.raise_file_limit()) | {"tools": tools}
     os.sched_setaffinity(0, cpus.load)  # this program must not disturb the proxies
-    results = Results(facts, asdict(plan), {})
+    results = Results(facts, asdict(plan), {}, absent=without)
     # In memory: the large body must not come from a disk.
     with tempfile.TemporaryDirectory(prefix="fastmesh-bench-", dir=SHM if SHM.is_dir() else None) as name:
         directory = Path(name)
@@ -117,6 +119,9 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
             if "load" in plan.parts:
                 measures = {"handshake": _handshakes, "slow-stream": _slow}
                 for topology in plan.topologies:
+                    if topology in results.absent:
+                        say(f"{topology}: {results.absent[topology]}")
+                        continue
                     with _backend(setting, topology) as at:
                         if at:
                             measures.get(topology, _load)(at, topology)
@@ -126,6 +131,22 @@ def conduct(plan: Plan, say: Callable[[str], None]) -> Results:
                 results.ready = idle.ready(proxies, plan.rounds, ground, say, setting.broken)
     results.compare()
     return results
+
+
+def without_networks(plan: Plan) -> dict[str, str]:
+    """The topologies that need networks of their own, if there are none here, and why. Where there is nothing
+    else to measure, Forbidden, or Missing what could be installed.
+    """
+    wanted = [topology for topology in plan.topologies if topology in REDIRECTED]
+    if not wanted or "load" not in plan.parts:
+        return {}
+    try:
+        network.require()
+    except Unavailable as reason:
+        if plan.parts == ("load",) and len(wanted) == len(plan.topologies):
+            raise reason if isinstance(reason, network.Forbidden) else Missing(str(reason)) from None
+        return dict.fromkeys(wanted, str(reason))
+    return {}
 
 
 def _cast(plan: Plan, directory: Path, results: Results) -> list[Proxy]:
@@ -169,7 +190,8 @@ def _actors(setting: Setting, topology: Topology) -> Iterator[list[Actor]]:
             if topology not in proxy.topologies:
                 continue
             try:
-                starting = run_proxy(proxy, topology, setting.ground, setting.plan.most_connections)
+                run = run_redirected if topology in REDIRECTED else run_proxy
+                starting = run(proxy, topology, setting.ground, setting.plan.most_connections)
                 actors.append(stack.enter_context(starting))
             except Unavailable as reason:
                 setting.broken(f"{proxy.name} ({topology})", reason)
@@ -182,7 +204,7 @@ def _load(setting: Setting, topology: Topology) -> None:
         for scenario in plan.scenarios(topology):
             figures = {actor.name: Figure(scenario, actor.name) for actor in actors}
             results.figures.extend(figures.values())
-            for name, run in load.rounds(actors, scenario, plan.timing, setting.ground, setting.say):
+            for name, run in load.rounds(actors, scenario, plan.timing, setting.say):
                 if isinstance(run, str):
                     figures[name].failures.append(run)
                 else:
@@ -196,7 +218,7 @@ def _handshakes(setting: Setting, topology: Topology) -> None:
             (actor.name, kind): Handshakes(actor.name, kind) for actor in actors for kind in handshakes.KINDS
         }
         setting.results.handshakes.extend(found.values())
-        for name, kind, run in handshakes.rounds(actors, plan.timing, setting.ground, setting.say):
+        for name, kind, run in handshakes.rounds(actors, plan.timing, setting.say):
             if isinstance(run, str):
                 found[name, kind].failures.append(run)
             else:
@@ -207,7 +229,7 @@ def _slow(setting: Setting, topology: Topology) -> None:
     with _actors(setting, topology) as actors:
         found = {actor.name: Slow(actor.name) for actor in actors}
         setting.results.slow.extend(found.values())
-        for name, run in slow.rounds(actors, setting.plan.timing, setting.ground, setting.say):
+        for name, run in slow.rounds(actors, setting.plan.timing, setting.say):
             if isinstance(run, str):
                 found[name].failures.append(run)
             else:

@@ -1,6 +1,6 @@
 """The programs that make load, each with its own way of saying what came of it, here as the same `Totals`.
 
-wrk           HTTP/1.1 (plain, mesh)
+wrk           HTTP/1.1 (plain, mesh, transparent)
 h2load        HTTP/2, requests like those of a unary gRPC call (grpc)
 stream_load   HTTP/2, messages on long streams (grpc-stream, slow-stream), bench/stream_load.c
 """
@@ -82,10 +82,10 @@ class Generator:
         return self.finish(self.start(seconds, cpus), seconds)
 
 
-def wrk(port: int, path: str, connections: int) -> Generator:
+def wrk(address: str, port: int, path: str, connections: int) -> Generator:
     def command(seconds: int) -> list[str]:
         argv = [WRK, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
-        return [*argv, "-s", str(BENCH / "wrk.lua"), "-H", f"Host: {HOST}", f"http://127.0.0.1:{port}{path}"]
+        return [*argv, "-s", str(BENCH / "wrk.lua"), "-H", f"Host: {HOST}", f"http://{address}:{port}{path}"]
 
     return Generator(command, lambda output: _json_totals(output, WRK, _WRK_ERRORS))
 

@@ -21,7 +21,7 @@ from bench.load import Timing, children
 from bench.machine import ticks
 from bench.processes import cpu
 from bench.proxies.nginx import BODY
-from bench.stage import HOST, Actor, Ground, client_context
+from bench.stage import HOST, Actor, client_context
 
 Kind = Literal["full", "resumed"]
 KINDS: Final[tuple[Kind, ...]] = ("full", "resumed")
@@ -73,14 +73,14 @@ def compare(all_: list[Handshakes]) -> None:
 
 
 def rounds(
-    actors: list[Actor], timing: Timing, ground: Ground, say: Callable[[str], None]
+    actors: list[Actor], timing: Timing, say: Callable[[str], None]
 ) -> Iterator[tuple[str, Kind, Run | str]]:
     """A full, A resumed, B full, ..., again in each round: yields (proxy, kind, run or why there is none)."""
     for number in range(timing.rounds):
         for actor in actors:
             for kind in KINDS:
                 try:
-                    run = _measure(actor, kind, number, timing, ground)
+                    run = _measure(actor, kind, number, timing)
                 except (Failed, OSError) as failure:
                     say(f"handshake {kind} round {number + 1}: {actor.name}: {failure}")
                     yield actor.name, kind, str(failure)
@@ -128,8 +128,9 @@ class _Client:
         return count
 
 
-def _measure(actor: Actor, kind: Kind, number: int, timing: Timing, ground: Ground) -> Run:
+def _measure(actor: Actor, kind: Kind, number: int, timing: Timing) -> Run:
     """Warm up, discard, measure."""
+    ground = actor.ground
     if not actor.alive():
         raise Failed(f"has ended: {actor.words()}")
     client = _Client(actor, kind)

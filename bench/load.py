@@ -13,7 +13,7 @@ from bench.generators import Failed, Generator
 from bench.machine import ticks
 from bench.processes import cpu, pss
 from bench.proxies import Topology
-from bench.stage import Actor, Ground
+from bench.stage import Actor
 
 Size = Literal["small", "large", "message"]
 PATHS: Final[dict[Size, str]] = {"small": "/", "large": "/large"}
@@ -36,12 +36,12 @@ class Scenario:
         """Connections, and streams on each where there are several."""
         return str(self.connections) if self.streams == 1 else f"{self.connections}×{self.streams}"
 
-    def generator(self, actor: Actor, ground: Ground) -> Generator:
+    def generator(self, actor: Actor) -> Generator:
         if self.topology == "grpc":
-            return generators.h2load(actor.port, self.connections, self.streams, ground.directory)
+            return generators.h2load(actor.port, self.connections, self.streams, actor.ground.directory)
         if self.topology == "grpc-stream":
             return generators.streams(actor.port, self.connections, self.streams)
-        return generators.wrk(actor.port, PATHS[self.size], self.connections)
+        return generators.wrk(actor.address, actor.port, PATHS[self.size], self.connections)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ class Run:
     errors: dict[str, int] = field(default_factory=dict)
 
 
-def measure(actor: Actor, scenario: Scenario, number: int, timing: Timing, ground: Ground) -> Run:
+def measure(actor: Actor, scenario: Scenario, number: int, timing: Timing) -> Run:
     """Warm up, discard, measure. Raises Failed if there is nothing to report."""
+    ground = actor.ground
     if not actor.alive():
         raise Failed(f"has ended: {actor.words()}")
-    generator = scenario.generator(actor, ground)
+    generator = scenario.generator(actor)
     generator.run(timing.warm_up * (FIRST if number == 0 else 1), ground.cpus.load)
     everybody = [*actor.processes, ground.backend]
     wall, machine = time.monotonic(), ticks(ground.cpus.all)
@@ -130,17 +131,14 @@ def children() -> float:
 
 
 def rounds(
-    actors: list[Actor],
-    scenario: Scenario,
-    timing: Timing,
-    ground: Ground,
-    say: Callable[[str], None],
+    actors: list[Actor], scenario: Scenario, timing: Timing, say: Callable[[str], None]
 ) -> Iterator[tuple[str, Run | str]]:
     """A B C, A B C, ...: yields (proxy, run), or (proxy, why there is none)."""
     for number in range(timing.rounds):
         for actor in actors:
             try:
-                run = measure(actor, scenario, number, timing, ground)
+                with actor.ground.inside():
+                    run = measure(actor, scenario, number, timing)
             except Failed as failure:
                 say(f"{scenario} round {number + 1}: {actor.name}: {failure}")
                 yield actor.name, str(failure)

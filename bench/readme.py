@@ -10,8 +10,9 @@ from typing import Final
 from bench.handshakes import KINDS as HANDSHAKES
 from bench.idle import Idle, Ready
 from bench.load import Scenario
+from bench.proxies import DIRECT
 from bench.report import NONE, WITHOUT_FLOOR, table
-from bench.results import BUSY_SHARE, Figure, Results
+from bench.results import BUSY_SHARE, FLOOR, Figure, Results
 
 BEGIN: Final = "<!-- bench:begin -->\n"
 END: Final = "<!-- bench:end -->\n"
@@ -20,6 +21,8 @@ SIZES: Final = {"small": "", "large": ", 1 MiB", "message": ", 1 KiB messages"}
 MIB: Final = 1 << 20
 LEGEND: Final = (
     "Floor: a C program that receives and sends and parses nothing; for the mesh two of them in plaintext. "
+    "transparent: a plain hop that the client knows nothing of, behind the redirect of `fastmesh intercept`, "
+    "and so is its floor; transparent-tcp: the same as opaque bytes. "
     "grpc: requests over HTTP/2 on all sides, two hops with mutual TLS between; grpc-stream: messages "
     "there and back on long streams. slow-stream: what is left of the throughput of 100 streams of a "
     "connection beside one whose reader has stopped. Handshakes: a mutual-TLS connection with one request."
@@ -54,8 +57,13 @@ def _setting(results: Results) -> str:
     )
 
 
+def _columns(results: Results) -> list[str]:
+    """All but the floor without redirect, which is a unit of the full report only."""
+    return [proxy for proxy in results.proxies() if proxy != DIRECT]
+
+
 def _costs(results: Results) -> str:
-    proxies = results.proxies()
+    proxies = _columns(results)
     rows = [_row(results, scenario) for scenario in results.scenarios()]
     for kind in HANDSHAKES:
         shakes = {one.proxy: one for one in results.handshakes if one.kind == kind}
@@ -80,7 +88,7 @@ def _costs(results: Results) -> str:
 
 def _row(results: Results, scenario: Scenario) -> list[str]:
     cells = []
-    for proxy in results.proxies():
+    for proxy in _columns(results):
         figure = results.figure(scenario, proxy)
         cells.append(NONE if figure is None else _valued(_cost(figure), _ratio(figure)))
     return [scenario.topology + SIZES[scenario.size], scenario.load, *cells]
@@ -119,7 +127,7 @@ READY: Final[dict[str, Callable[[Ready], str]]] = {
 
 def _rest(results: Results) -> str:
     """A table of memory and starts, in which the floor has no column."""
-    proxies = [proxy for proxy in results.proxies() if proxy != "floor"]
+    proxies = [proxy for proxy in _columns(results) if proxy != FLOOR]
     rows = []
     for kind, words in IDLE.items():
         held = {idle.proxy: idle for idle in results.idle if idle.kind == kind}

@@ -11,6 +11,7 @@ from bench.handshakes import UNIT, Handshakes
 from bench.idle import Idle
 from bench.limits import verdicts
 from bench.load import Scenario
+from bench.proxies import DIRECT, REDIRECTED
 from bench.results import Figure, Results
 from bench.slow import Slow
 
@@ -20,6 +21,8 @@ H2_MESH: Final = "HTTP/2 → A → HTTP/2 over mutual TLS 1.3 → B → HTTP/2"
 TOPOLOGIES: Final = {
     "plain": "plain: wrk → proxy → backend",
     "mesh": "mesh: wrk → A → mutual TLS 1.3 → B → backend",
+    "transparent": "transparent: wrk → (redirect) → proxy → backend",
+    "transparent-tcp": "transparent-tcp: wrk → (redirect) → proxy, opaque → backend",
     "grpc": f"grpc: h2load → {H2_MESH} → nghttpd",
     "grpc-stream": f"grpc-stream: {H2_MESH}; lock step on long streams",
 }
@@ -120,7 +123,11 @@ def _load(results: Results, title: str, scenarios: list[Scenario]) -> str:
     floor = _unit(scenarios[0]) != UNIT
     head = ["proxy", "connections", "messages/s" if message else "requests/s"]
     head += ["µs/MiB" if large else "µs/message" if message else "µs/request"]
+    units = 2 if floor else 1
     head += ["× floor", "(lowest–highest)"] if floor else []
+    if scenarios[0].topology in REDIRECTED:
+        units += 1
+        head += [f"× {DIRECT}", "(lowest–highest)"]
     head += [f"× {UNIT}", "(lowest–highest)", "p50 ms", "p99 ms", "MiB", "CPU used", "errors"]
     rows = []
     for scenario in scenarios:
@@ -128,18 +135,20 @@ def _load(results: Results, title: str, scenarios: list[Scenario]) -> str:
             figure = results.figure(scenario, proxy)
             if figure is None:
                 continue
-            rows.append([_bold(proxy), scenario.load, *_load_cells(figure, large=large, floor=floor)])
+            rows.append([_bold(proxy), scenario.load, *_load_cells(figure, large=large, units=units)])
     return f"**{title}**\n\n" + table(head, rows)
 
 
-def _load_cells(figure: Figure, *, large: bool, floor: bool) -> list[str]:
+def _load_cells(figure: Figure, *, large: bool, units: int) -> list[str]:
+    """`units`: what ratios there are: to HAProxy, to the floor too, to that without redirect too."""
     errors = ", ".join(f"{count} {kind}" for kind, count in figure.errors.items())
     if not figure.valid:
-        return ["✗"] * (10 if floor else 8) + [f"**invalid: {errors or 'no run'}**"]
+        return ["✗"] * (2 * units + 6) + [f"**invalid: {errors or 'no run'}**"]
     return [
         f"{figure.median(lambda run: run.requests_per_second):,.0f}",
         _per_mib(figure) if large else f"{figure.median(lambda run: run.cpu_per_request):.1f}",
-        *([_median(figure.ratios), _span(figure.ratios)] if floor else []),
+        *([_median(figure.ratios), _span(figure.ratios)] if units > 1 else []),
+        *([_median(figure.to_direct), _span(figure.to_direct)] if units > 2 else []),
         _median(figure.to_haproxy),
         _span(figure.to_haproxy),
         _milliseconds([run.p50 for run in figure.runs]),

@@ -12,6 +12,7 @@ from bench.handshakes import UNIT as HAPROXY
 from bench.handshakes import Handshakes
 from bench.idle import Idle, Ready
 from bench.load import Run, Scenario
+from bench.proxies import DIRECT
 from bench.slow import Slow
 
 FLOOR = "floor"
@@ -30,6 +31,7 @@ class Figure:
     failures: list[str] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)  # CPU per request by the floor's of the same round
     to_haproxy: list[float] = field(default_factory=list)  # the same by HAProxy's
+    to_direct: list[float] = field(default_factory=list)  # by that of the floor without redirect
 
     @property
     def errors(self) -> dict[str, int]:
@@ -66,7 +68,9 @@ class Results:
     machine: dict[str, object]
     options: dict[str, object]
     versions: dict[str, str]
-    absent: dict[str, str] = field(default_factory=dict)  # proxy that is not installed -> what is missing
+    absent: dict[str, str] = field(
+        default_factory=dict
+    )  # proxy or topology that cannot be -> what is missing
     broken: dict[str, str] = field(default_factory=dict)  # proxy and where it did not start -> what it said
     figures: list[Figure] = field(default_factory=list)
     handshakes: list[Handshakes] = field(default_factory=list)
@@ -94,6 +98,7 @@ class Results:
         for figure in self.figures:
             figure.ratios = figure.by(self.figure(figure.scenario, FLOOR))
             figure.to_haproxy = figure.by(self.figure(figure.scenario, HAPROXY))
+            figure.to_direct = figure.by(self.figure(figure.scenario, DIRECT))
 
     def warnings(self) -> list[str]:
         """What a reader must know before believing the table."""
@@ -114,7 +119,8 @@ class Results:
             )
         for figure in self.figures:
             opened = [run.upstream_connections for run in figure.runs]
-            if figure.proxy != FLOOR and opened and min(opened) > figure.scenario.connections:
+            pooled = figure.proxy not in (FLOOR, DIRECT) and figure.scenario.topology != "transparent-tcp"
+            if pooled and opened and min(opened) > figure.scenario.connections:
                 lines.append(
                     f"{figure.proxy}, {figure.scenario}: at least {min(opened)} new upstream connections in "
                     "every run, its pool does not hold"
@@ -136,6 +142,7 @@ class Results:
                 "failures": figure.failures,
                 "ratios": figure.ratios,
                 "to_haproxy": figure.to_haproxy,
+                "to_direct": figure.to_direct,
                 "runs": [asdict(run) for run in figure.runs],
             }
             figures.append(entry)

@@ -19,7 +19,7 @@ from bench.generators import Failed
 from bench.load import Timing, children
 from bench.machine import ticks
 from bench.processes import cpu
-from bench.stage import Actor, Ground
+from bench.stage import Actor
 
 STREAMS: Final = 100
 
@@ -68,13 +68,13 @@ class Slow:
 
 
 def rounds(
-    actors: list[Actor], timing: Timing, ground: Ground, say: Callable[[str], None]
+    actors: list[Actor], timing: Timing, say: Callable[[str], None]
 ) -> Iterator[tuple[str, Run | str]]:
     """A B C, A B C, ...: yields (proxy, run), or (proxy, why there is none)."""
     for number in range(timing.rounds):
         for actor in actors:
             try:
-                run = _measure(actor, number, timing, ground)
+                run = _measure(actor, number, timing)
             except Failed as failure:
                 say(f"slow-stream round {number + 1}: {actor.name}: {failure}")
                 yield actor.name, str(failure)
@@ -86,7 +86,8 @@ def rounds(
             yield actor.name, run
 
 
-def _measure(actor: Actor, number: int, timing: Timing, ground: Ground) -> Run:
+def _measure(actor: Actor, number: int, timing: Timing) -> Run:
+    ground = actor.ground
     if not actor.alive():
         raise Failed(f"has ended: {actor.words()}")
     generators.streams(actor.port, 1, STREAMS).run(timing.warm_up, ground.cpus.load)

@@ -12,6 +12,11 @@ grpc    client -> proxy (h2-out, svc-a) -> mutual TLS 1.3 -> proxy (h2-in, svc-b
 grpc-stream, slow-stream   the same
 h2-streams   client -> mutual TLS 1.3 -> proxy (h2-in, svc-b) -> backend
 
+Each proxy in a network of its own (bench.redirect), dialled by the address of a service:
+
+transparent       client -> (redirect) -> proxy (transparent) -> backend
+transparent-tcp   client -> (redirect) -> proxy (opaque) -> backend
+
 The backend is nginx (HTTP/1.1); nghttpd for `grpc`; bench/stream_serve.c for streams.
 """
 
@@ -30,10 +35,21 @@ from typing import Final, Literal
 
 from bench import h2
 from bench.machine import Cpus, free_port
+from bench.network import Network
 from bench.pki import Identity
 from bench.processes import Processes
 from bench.programs import program
-from bench.proxies import Hop, Proxy, Role, Topology, Unavailable
+from bench.proxies import (
+    DIRECT,
+    LISTEN,
+    REDIRECTED,
+    SERVICE,
+    Hop,
+    Proxy,
+    Role,
+    Topology,
+    Unavailable,
+)
 from bench.proxies.nginx import BODY, accepted, backend, large_body
 
 # From the client's side to the backend's.
@@ -47,6 +63,8 @@ HOPS: Final[dict[Topology, tuple[Role, ...]]] = {
     "grpc": ("h2-out", "h2-in"),
     "grpc-stream": ("h2-out", "h2-in"),
     "slow-stream": ("h2-out", "h2-in"),
+    "transparent": ("transparent",),
+    "transparent-tcp": ("opaque",),
 }
 Backend = Literal["nginx", "nghttpd", "stream_serve"]
 BACKENDS: Final[dict[Topology, Backend]] = {
@@ -55,10 +73,34 @@ BACKENDS: Final[dict[Topology, Backend]] = {
     "slow-stream": "stream_serve",
     "h2-streams": "stream_serve",
 }
+LOOPBACK: Final = "127.0.0.1"
+ANY: Final = "0.0.0.0"
 HOST: Final = "svc-b"  # the Host of every request: what fastmesh's outbound listener routes by
 READY_SECONDS: Final = 20.0
 NGHTTPD: Final = "nghttpd"
 STREAMS: Final = 1000  # at once on a connection to nghttpd: its default of 100 would bound small pools
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all measurements stand on: the backend, a directory for files, and who runs on which CPU."""
+
+    port: int
+    backend: Processes
+    directory: Path
+    cpus: Cpus
+    kind: Backend = "nginx"
+    network: Network | None = None  # where all of it is; None: with the bench
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """This thread is where the backend is, and what it starts stays there."""
+        return self.network.inside() if self.network else contextlib.nullcontext()
+
+    def accepted(self) -> int:
+        """How many connections the backend has accepted; 0 of one that does not count them."""
+        if self.kind != "nginx":
+            return 0
+        return accepted(fetch(self.port, "/accepted").decode())
 
 
 @dataclass(frozen=True)
@@ -70,6 +112,8 @@ class Actor:
     port: int
     processes: list[Processes]
     ready_seconds: float
+    ground: Ground
+    address: str = LOOPBACK
 
     @property
     def name(self) -> str:
@@ -82,30 +126,15 @@ class Actor:
         return " | ".join(filter(None, (group.words() for group in self.processes)))
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What all measurements stand on: the backend, a directory for files, and who runs on which CPU."""
-
-    port: int
-    backend: Processes
-    directory: Path
-    cpus: Cpus
-    kind: Backend = "nginx"
-
-    def accepted(self) -> int:
-        """How many connections the backend has accepted; 0 of one that does not count them."""
-        if self.kind != "nginx":
-            return 0
-        return accepted(fetch(self.port, "/accepted").decode())
-
-
 @contextlib.contextmanager
-def run_backend(directory: Path, cpus: Cpus, connections: int, kind: Backend = "nginx") -> Iterator[Ground]:
+def run_backend(
+    directory: Path, cpus: Cpus, connections: int, kind: Backend = "nginx", address: str = LOOPBACK
+) -> Iterator[Ground]:
     """Start the program that answers. Raises Unavailable if it is not installed or does not answer."""
     place = _place(directory, "backend")
     port = free_port()
     if kind == "nginx":
-        argv = backend(place, port, connections)
+        argv = backend(place, address, port, connections)
     elif kind == "nghttpd":
         argv = _nghttpd(place, port)
     else:
@@ -139,7 +168,7 @@ def run_proxy(
         began = time.monotonic()
         for role in reversed(HOPS[topology]):
             place = _place(ground.directory, f"{proxy.name}-{topology}-{role}")
-            listen = free_port()
+            listen = LISTEN if ground.network else free_port()
             argv = proxy.argv(Hop(role, listen, upstream, connections), place)
             began = time.monotonic()  # making a PKI or writing a file is not its start
             group = Processes(f"{proxy.name} {role}", argv, cpus, place / "log")
@@ -147,11 +176,13 @@ def run_proxy(
             upstream = listen
         identity = proxy.identity("svc-a") if HOPS[topology][0] in ("in", "h2-in") else None
         http2 = speaks_http2(topology)
-        _wait(upstream, processes, identity, proxy.name, http2=http2)
-        actor = Actor(proxy, topology, upstream, processes, time.monotonic() - began)
+        redirected = topology in REDIRECTED and proxy.name != DIRECT
+        address, port = (SERVICE, ground.port) if redirected else (LOOPBACK, upstream)
+        _wait(port, processes, identity, proxy.name, http2=http2, address=address)
+        actor = Actor(proxy, topology, port, processes, time.monotonic() - began, ground, address)
         if ground.kind != "stream_serve":  # whose load compares every byte by itself
             try:
-                large = fetch(actor.port, "/large", identity, http2=http2)
+                large = fetch(port, "/large", identity, http2=http2, address=address)
             except (OSError, http.client.HTTPException) as error:
                 raise Unavailable(f"a body of 1 MiB does not come through: {error}") from error
             if large != large_body():
@@ -189,8 +220,18 @@ def connect_http2(port: int, context: ssl.SSLContext | None) -> h2.Connection:
     return h2.Connection(secured, HOST, "https")
 
 
-def fetch(port: int, path: str, identity: Identity | None = None, *, http2: bool = False) -> bytes:
-    """One GET on a new connection; raises OSError or http.client.HTTPException, also for a status but 200."""
+def fetch(
+    port: int,
+    path: str,
+    identity: Identity | None = None,
+    *,
+    http2: bool = False,
+    address: str = LOOPBACK,
+) -> bytes:
+    """One GET on a new connection; raises OSError or http.client.HTTPException, also for a status but 200.
+
+    `address` is that of plaintext HTTP/1.1.
+    """
     if http2:
         context = client_context(identity, "h2") if identity else None
         with contextlib.closing(connect_http2(port, context)) as client:
@@ -201,7 +242,7 @@ def fetch(port: int, path: str, identity: Identity | None = None, *, http2: bool
             "127.0.0.1", port, timeout=5, context=context
         )
     else:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection(address, port, timeout=5)
     with contextlib.closing(connection):
         connection.request("GET", path, headers={"Host": HOST})
         response = connection.getresponse()
@@ -222,7 +263,13 @@ def _place(directory: Path, name: str) -> Path:
 
 
 def _wait(
-    port: int, processes: list[Processes], identity: Identity | None, name: str, *, http2: bool
+    port: int,
+    processes: list[Processes],
+    identity: Identity | None,
+    name: str,
+    *,
+    http2: bool,
+    address: str = LOOPBACK,
 ) -> None:
     """Until the first right answer. A refused connection or a 503 of a proxy that warms up is asked again."""
     end = time.monotonic() + READY_SECONDS
@@ -232,7 +279,7 @@ def _wait(
             if not group.alive():
                 raise Unavailable(f"{group.name} ended: {group.words()}")
         try:
-            body = fetch(port, "/", identity, http2=http2)
+            body = fetch(port, "/", identity, http2=http2, address=address)
         except (OSError, http.client.HTTPException) as error:
             last = error
             time.sleep(0.002)

@@ -10,30 +10,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 from bench.pki import Identity, Pki
 
-Role = Literal["plain", "out", "in", "h2-out", "h2-in"]
+Role = Literal["plain", "out", "in", "h2-out", "h2-in", "transparent", "opaque"]
 """plain: HTTP to HTTP; out: HTTP to mutual TLS, as svc-a; in: mutual TLS to HTTP, as svc-b (HTTP/2 too, if
 the client asks for it). h2-out: HTTP/2 in plaintext to HTTP/2 over mutual TLS; h2-in: from there to HTTP/2
-in plaintext."""
+in plaintext. transparent: plain, for connections made to somebody else; opaque: their bytes, unread."""
 
 Topology = Literal[
-    "plain", "mesh", "in", "handshake", "h2", "h2-streams", "grpc", "grpc-stream", "slow-stream"
+    "plain",
+    "mesh",
+    "in",
+    "handshake",
+    "h2",
+    "h2-streams",
+    "grpc",
+    "grpc-stream",
+    "slow-stream",
+    "transparent",
+    "transparent-tcp",
 ]
 """Who stands behind whom: see bench.stage."""
 
-ALL: Final[frozenset[Topology]] = frozenset(
-    ("plain", "mesh", "in", "handshake", "h2", "h2-streams", "grpc", "grpc-stream", "slow-stream")
-)
+ALL: Final[frozenset[Topology]] = frozenset(get_args(Topology))
+REDIRECTED: Final[frozenset[Topology]] = frozenset(("transparent", "transparent-tcp"))
 H2_ONLY: Final[frozenset[Topology]] = frozenset(("h2", "h2-streams", "grpc", "grpc-stream", "slow-stream"))
 H1_ONLY: Final[frozenset[Topology]] = frozenset(("plain", "mesh", "in", "handshake"))
+
+# Behind a redirect: the address that clients dial (with the backend's port), the proxy's port, and the mark
+# of what a proxy sends to where the connection was going (fastmesh's own default).
+SERVICE: Final = "10.77.0.2"
+LISTEN: Final = 15001
+MARK: Final = 0x0FA5
+DIRECT: Final = "floor-direct"
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One proxy process (with its children) in the path of a request. All on 127.0.0.1."""
+    """One proxy process (with its children) in the path of a request. All on 127.0.0.1; behind a redirect
+    the backend is at SERVICE, too."""
 
     role: Role
     listen: int
@@ -69,7 +86,8 @@ def everyone(pki: Pki, mesh_connections: int | None = None) -> dict[str, Proxy]:
     from bench.proxies.nginx import Nginx
 
     proxies: list[Proxy] = [
-        Floor(),
+        Floor("floor"),
+        Floor(DIRECT),
         Nginx(pki.identities),
         HAProxy(pki.identities),
         Nghttpx(pki.identities),
@@ -77,5 +95,6 @@ def everyone(pki: Pki, mesh_connections: int | None = None) -> dict[str, Proxy]:
         Envoy(pki.identities, "envoy-h1", http2=False),
         Fastmesh(pki, "fastmesh", mesh_connections=mesh_connections),
         Fastmesh(pki, "fastmesh-h1", http1=True),
+        Fastmesh(pki, "fastmesh-keep", keep_port=True),
     ]
     return {proxy.name: proxy for proxy in proxies}

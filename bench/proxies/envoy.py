@@ -4,22 +4,52 @@ Changed from its defaults: the limits of 1024 connections and requests raised, r
 idle timeout off, hot restart off (it needs shared memory and a process to hand over to). Where clients speak
 HTTP/2, the windows that its guide to edge proxies recommends: with the larger default ones a stream whose
 reader stops takes the whole connection's.
+
+Behind a redirect it forwards to where the connection was going (ORIGINAL_DST), as the sidecars of a mesh do,
+and marks what it sends, or it would be handed its own connections.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 from pathlib import Path
 from typing import Any, Final
 
 from bench.machine import first_line
 from bench.pki import TRUST_DOMAIN, Identity
-from bench.proxies import ALL, H1_ONLY, Hop, Topology, Unavailable
+from bench.proxies import ALL, H1_ONLY, MARK, Hop, Topology, Unavailable
 
 LIMIT: Final = 1_000_000
 EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
 Json = dict[str, Any]
+
+ORIGINAL_DESTINATION: Final[Json] = {
+    "name": "envoy.filters.listener.original_dst",
+    "typed_config": {"@type": f"{EXTENSIONS}.filters.listener.original_dst.v3.OriginalDst"},
+}
+TO_ORIGINAL_DESTINATION: Final[Json] = {
+    "type": "ORIGINAL_DST",
+    "lb_policy": "CLUSTER_PROVIDED",
+    "upstream_bind_config": {
+        "source_address": {"address": "0.0.0.0", "port_value": 0},
+        "socket_options": [
+            {
+                "level": socket.SOL_SOCKET,
+                "name": socket.SO_MARK,
+                "int_value": MARK,
+                "state": "STATE_PREBIND",
+            }
+        ],
+    },
+}
+TCP_PROXY: Final[Json] = {
+    "@type": f"{EXTENSIONS}.filters.network.tcp_proxy.v3.TcpProxy",
+    "stat_prefix": "bench",
+    "cluster": "app",
+    "idle_timeout": "0s",
+}
 
 
 class Envoy:
@@ -78,6 +108,8 @@ class Envoy:
         chain: Json = {
             "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
         }
+        if hop.role == "opaque":
+            chain = {"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": TCP_PROXY}]}
         if hop.role in ("in", "h2-in"):
             chain["transport_socket"] = self._transport_socket(
                 "svc-b", "svc-a", {"require_client_certificate": True}, downstream=True
@@ -86,19 +118,24 @@ class Envoy:
             "name": "front",
             "address": _address(hop.listen),
             "tcp_backlog_size": 4096,
+            "listener_filters": [ORIGINAL_DESTINATION] if hop.role in ("transparent", "opaque") else [],
             "filter_chains": [chain],
         }
 
     def _cluster(self, hop: Hop) -> Json:
         cluster: Json = {
             "name": "app",
-            "type": "STATIC",
             "connect_timeout": "5s",
             "circuit_breakers": {
                 "thresholds": [
                     {"max_connections": LIMIT, "max_pending_requests": LIMIT, "max_requests": LIMIT}
                 ]
             },
+        }
+        if hop.role in ("transparent", "opaque"):
+            return cluster | TO_ORIGINAL_DESTINATION
+        cluster |= {
+            "type": "STATIC",
             "load_assignment": {
                 "cluster_name": "app",
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(hop.upstream)}}]}],

@@ -5,6 +5,10 @@ Changed from its defaults: upstream pools that hold every client's connection (1
 timeouts; idle clients of HTTP/2 are not asked for a sign of life, since those of the bench sleep and the
 others do not ask either. What it does for every request and the others do not by default (X-Forwarded-For
 and -Proto, Via, counters by service, the checks of `allow` and of SPIFFE ids) stays on.
+
+Behind a redirect the service is known by the address that clients dial, and the protocol is found out
+(`protocol: auto`); as `fastmesh-keep` its endpoint has no port of its own and is called on the client's.
+Opaque connections are those that no service has (`unknown: passthrough`).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Final
 
 from bench.machine import first_line, free_port
 from bench.pki import TRUST_DOMAIN, Identity, Pki
-from bench.proxies import ALL, H1_ONLY, Hop, Role, Topology, Unavailable
+from bench.proxies import ALL, H1_ONLY, SERVICE, Hop, Role, Topology, Unavailable
 
 BINARY: Final = Path(sys.executable).with_name("fastmesh")
 
@@ -73,6 +77,32 @@ services:
     endpoints: [127.0.0.1:{upstream}]
     pool: {{idle_max: {pool}, idle_timeout: 1h}}
 {more}""",
+    "transparent": """\
+workload: svc-a
+listeners:
+  - name: outbound
+    role: outbound
+    bind: 127.0.0.1:{listen}
+    transparent: true
+    idle_timeout: 1h
+intercept: {{outbound: {{}}}}
+services:
+  svc-b:
+    addresses: ["{service}:{upstream}"]
+    endpoints: ["127.0.0.1{port}"]
+    pool: {{idle_max: {pool}, idle_timeout: 1h}}
+""",
+    "opaque": """\
+workload: svc-a
+listeners:
+  - name: outbound
+    role: outbound
+    bind: 127.0.0.1:{listen}
+    transparent: true
+    unknown: passthrough
+    idle_timeout: 1h
+intercept: {{outbound: {{}}}}
+""",
 }
 # The configurations of these are the same but for the protocol of a service.
 SAME: Final[dict[Role, Role]] = {"h2-out": "out", "h2-in": "in"}
@@ -80,11 +110,20 @@ SAME: Final[dict[Role, Role]] = {"h2-out": "out", "h2-in": "in"}
 
 class Fastmesh:
     def __init__(
-        self, pki: Pki, name: str, *, http1: bool = False, mesh_connections: int | None = None
+        self,
+        pki: Pki,
+        name: str,
+        *,
+        http1: bool = False,
+        keep_port: bool = False,
+        mesh_connections: int | None = None,
     ) -> None:
-        """`http1`: HTTP/1.1 between the hops. `mesh_connections`: the option; None for its default."""
+        """`http1`: HTTP/1.1 between the hops. `keep_port`: an endpoint without a port. `mesh_connections`:
+        the option; None for its default."""
         self.name = name
-        self.topologies: Final[frozenset[Topology]] = H1_ONLY if http1 else ALL
+        where = frozenset[Topology](("transparent",)) if keep_port else H1_ONLY if http1 else ALL
+        self.topologies: Final[frozenset[Topology]] = where
+        self._keep_port = keep_port
         self._pki = pki
         self._http1 = http1
         self._mesh_connections = mesh_connections
@@ -96,11 +135,16 @@ class Fastmesh:
 
     def argv(self, hop: Hop, directory: Path) -> list[str]:
         text = COMMON.format(admin=free_port())
-        if hop.role != "plain":
+        if hop.role not in ("plain", "transparent", "opaque"):
             workload = "svc-a" if hop.role in ("out", "h2-out") else "svc-b"
             text += MESH.format(workload=workload, trust_domain=TRUST_DOMAIN, pki=self._pki.path)
         text += ROLES[SAME.get(hop.role, hop.role)].format(
-            listen=hop.listen, upstream=hop.upstream, pool=hop.connections, more=self._service(hop.role)
+            listen=hop.listen,
+            upstream=hop.upstream,
+            service=SERVICE,
+            port="" if self._keep_port else f":{hop.upstream}",
+            pool=hop.connections,
+            more=self._service(hop.role),
         )
         file = directory / "fastmesh.yaml"
         file.write_text(text)

@@ -1,4 +1,7 @@
-"""The floor: `bench/floor.c`, built when its source is newer. It has no TLS: its mesh is plaintext."""
+"""The floor: `bench/floor.c`, built when its source is newer. It has no TLS: its mesh is plaintext.
+
+As `floor-direct` it takes part where connections are redirected, and is dialled without redirect.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ from typing import Final
 
 from bench.pki import Identity
 from bench.programs import program
-from bench.proxies import Hop, Topology, Unavailable
+from bench.proxies import DIRECT, REDIRECTED, Hop, Topology, Unavailable
 
 
 class Floor:
-    name = "floor"
-    # Over HTTP/2 it would move bytes of many requests at a time: no unit for what forwards each of them.
-    topologies: Final[frozenset[Topology]] = frozenset(("plain", "mesh"))
+    def __init__(self, name: str = "floor") -> None:
+        self.name = name
+        # Over HTTP/2 it would move bytes of many requests at a time: no unit for what forwards each of them.
+        others: frozenset[Topology] = frozenset(() if name == DIRECT else ("plain", "mesh"))
+        self.topologies: Final[frozenset[Topology]] = REDIRECTED | others
 
     def version(self) -> str:
         program("floor")

@@ -7,6 +7,7 @@ connections kept (by default they go once a quarter of its descriptors is in use
 splice(2) for bodies, long timeouts. With HTTP/2 upstreams as well: four idle connections instead of all, or
 every stream would keep the connection that it began with and nothing would be multiplexed; 1000 streams a
 connection instead of 100, so that the load meets no limit.
+Opaque connections: `mode tcp`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench.proxies import ALL, Hop, Role, Topology, Unavailable
 
 BINARY: Final = "haproxy"
 FEW_IDLE: Final = "pool-max-conn 4"
+REUSE: Final = "\n  http-reuse always"
 MORE_STREAMS: Final = "\n  tune.h2.max-concurrent-streams 1000"
 TLS13: Final = "ssl-min-ver TLSv1.3 ssl-max-ver TLSv1.3"
 
@@ -33,9 +35,8 @@ global
   hard-stop-after 1s
 
 defaults
-  mode http
-  no log
-  http-reuse always
+  mode {mode}
+  no log{reuse}
   option splice-auto
   timeout connect 5s
   timeout client 1h
@@ -70,6 +71,8 @@ class HAProxy:
                 connections=hop.connections + 64,
                 listen=hop.listen,
                 upstream=hop.upstream,
+                mode="tcp" if hop.role == "opaque" else "http",
+                reuse="" if hop.role == "opaque" else REUSE,
                 more=MORE_STREAMS if hop.role in ("h2-out", "h2-in") else "",
                 bind=self._bind(hop.role),
                 server=self._server(hop.role),

@@ -83,7 +83,7 @@ BACKEND: Final = """\
   open_file_cache max=16;
   sendfile on;
   server {{
-    listen 127.0.0.1:{listen} backlog=4096;
+    listen {address}:{listen} backlog=4096;
     root {root};
     default_type text/plain;
     location = / {{ return 200 "{body}"; }}
@@ -110,8 +110,9 @@ def _command(binary: str, directory: Path, text: str) -> list[str]:
 
 class Nginx:
     name = "nginx"
-    # To upstreams it has HTTP/2 for gRPC only, with one request on a connection at a time.
-    topologies: Final[frozenset[Topology]] = H1_ONLY | {"h2"}
+    # To upstreams it has HTTP/2 for gRPC only, with one request on a connection at a time. Opaque connections
+    # are a module of their own, which nginx-light is without.
+    topologies: Final[frozenset[Topology]] = H1_ONLY | {"h2", "transparent"}
 
     def __init__(self, identities: dict[str, Identity]) -> None:
         self._identities = identities
@@ -149,7 +150,7 @@ class Nginx:
         return template.format(certificate=identity.certificate, key=identity.key, bundle=identity.bundle)
 
 
-def backend(directory: Path, listen: int, connections: int) -> list[str]:
+def backend(directory: Path, address: str, listen: int, connections: int) -> list[str]:
     """The command of the backend: `/` answers BODY, `/large` a file of 1 MiB.
 
     It runs a copy of the binary: PSS divides pages among all who map the same file, so a backend that shared
@@ -162,7 +163,7 @@ def backend(directory: Path, listen: int, connections: int) -> list[str]:
     root.mkdir()
     (root / "large").write_bytes(large_body())
     text = _head(connections) + BACKEND.format(
-        listen=listen, root=root, body=BODY.decode().replace("\n", "\\n")
+        address=address, listen=listen, root=root, body=BODY.decode().replace("\n", "\\n")
     )
     return _command(str(binary), directory, text)
 

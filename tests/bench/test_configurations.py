@@ -14,7 +14,7 @@ from bench.__main__ import PARTS, TAKE_PART, TOPOLOGIES, _plan
 from bench.campaign import Plan
 from bench.machine import free_port
 from bench.pki import Pki
-from bench.proxies import Hop, Role, everyone
+from bench.proxies import REDIRECTED, Hop, Role, everyone
 from bench.proxies.fastmesh import BINARY
 from bench.stage import BACKENDS, HOPS
 
@@ -44,7 +44,8 @@ def plan(*topologies: str) -> Plan:
 
 @pytest.mark.parametrize("role", get_args(Role))
 @pytest.mark.parametrize(
-    ("name", "connections"), [("fastmesh", None), ("fastmesh", 4), ("fastmesh-h1", None)]
+    ("name", "connections"),
+    [("fastmesh", None), ("fastmesh", 4), ("fastmesh-h1", None), ("fastmesh-keep", None)],
 )
 def test_every_configuration_is_valid(
     identities: Pki, tmp_path: Path, role: Role, name: str, connections: int | None
@@ -65,6 +66,7 @@ def test_every_topology_of_the_load_has_its_hops_and_somebody_who_takes_part(ide
     for topology in TOPOLOGIES:
         assert topology in HOPS
         assert any(topology in proxy.topologies for proxy in proxies if proxy.name == "fastmesh")
+    assert set(TOPOLOGIES) >= REDIRECTED
     for topology in BACKENDS:
         assert all(role.startswith("h2-") for role in HOPS[topology])
 
@@ -80,4 +82,6 @@ def test_the_time_of_a_plan_counts_those_who_take_part(identities: Pki) -> None:
     # Everybody but nghttpx; three scenarios of four seconds, in two rounds.
     assert plan("mesh").load_seconds(proxies) == 5 * 3 * 4 * 2
     assert plan("grpc").load_seconds(proxies) == 4 * 4 * 2
+    assert plan("transparent").load_seconds(proxies) == 6 * 3 * 4 * 2
+    assert plan("transparent-tcp").load_seconds(proxies) == 5 * 3 * 4 * 2
     assert plan("slow-stream").load_seconds(proxies) == 4 * 7 * 2

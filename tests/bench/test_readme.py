@@ -16,12 +16,16 @@ from bench.slow import Slow
 
 def made() -> Results:
     mesh, body = Scenario("mesh", "small", 64), Scenario("mesh", "large", 64)
+    transparent = Scenario("transparent", "small", 64)
     grpc, stream = Scenario("grpc", "small", 10, 32), Scenario("grpc-stream", "message", 10, 32)
     everything = results(
         Figure(mesh, "floor", [run(0, 20.0)]),
         Figure(mesh, "haproxy", [run(0, 30.0, others_share=0.5)]),
         Figure(mesh, "fastmesh", [run(0, 24.0)]),
         Figure(body, "haproxy", [run(0, 30.0, cpu_per_mib=1900.0)]),
+        Figure(transparent, "floor", [run(0, 22.0)]),
+        Figure(transparent, "floor-direct", [run(0, 20.0)]),
+        Figure(transparent, "fastmesh", [run(0, 27.5)]),
         Figure(grpc, "haproxy", [run(0, 50.0, p50=None, p99=None)]),
         Figure(grpc, "fastmesh", [run(0, 20.0, p50=None, p99=None)]),
         Figure(stream, "haproxy", [run(0, 50.0)]),
@@ -44,13 +48,14 @@ def test_rows() -> None:
     assert "| topology | connections | floor | HAProxy | **fastmesh** |" in lines
     assert "| mesh | 64 | 20.0 (1.00) | 30.0 (1.50) | 24.0 (1.20) |" in lines
     assert "| mesh, 1 MiB | 64 | – | 1900 | – |" in lines
+    assert "| transparent | 64 | 22.0 (1.00) | – | 27.5 (1.25) |" in lines
     assert "| grpc | 10×32 | – | 50.0 (1.00) | 20.0 (0.40) |" in lines
     assert "| grpc-stream, 1 KiB messages | 10×32 | – | 50.0 (1.00) | ✗ |" in lines
     assert "| handshake, resumed | 1 | – | 400 (1.00) | 200 (0.50) |" in lines
     assert "| slow-stream | 1×100 | – | 0.00 | 0.97 |" in lines
     assert "| idle open stream, KiB | – | 1.1 |" in lines
     assert "| ready after, s | – | 0.32 |" in lines
-    assert "1 of the 12 runs shared it with other programs." in lines[0]
+    assert "1 of the 15 runs shared it with other programs." in lines[0]
 
 
 def test_only_the_block_is_replaced(tmp_path: Path) -> None:

@@ -146,6 +146,26 @@ def test_http2_is_shown_in_haproxies() -> None:
     assert again.figures == made.figures
 
 
+def test_behind_a_redirect_the_floor_without_it_is_a_unit_too() -> None:
+    http, opaque = (Scenario(topology, "small", 64) for topology in ("transparent", "transparent-tcp"))
+    made = results(
+        Figure(http, "floor", [run(0, 12.0)]),
+        Figure(http, "floor-direct", [run(0, 10.0)]),
+        Figure(http, "fastmesh", [run(0, 18.0)]),
+        Figure(opaque, "floor", [run(0, 12.0)]),
+        Figure(opaque, "fastmesh", [run(0, 12.0, upstream_connections=65)]),
+        Figure(opaque, "envoy", [run(0, 24.0, errors={"read": 1})]),
+    )
+    text = markdown(made)
+    assert "| **fastmesh** | 64 | 10,000 | 18.0 | 1.50 | 1.50–1.50 | 1.80 | 1.80–1.80 | – | – |" in text
+    assert "| **fastmesh** | 64 | 10,000 | 12.0 | 1.00 | 1.00–1.00 | – | – | – | – |" in text
+    cells = {line.count(" | ") for line in text.splitlines() if "| 64 |" in line}
+    assert cells == {14}  # one that is invalid has as many as the others
+    assert not any("pool" in line for line in made.warnings())  # opaque connections have none
+    again = Results.from_json(json.loads(json.dumps(made.to_json())))
+    assert again.figures == made.figures
+
+
 def test_streams_that_stand_still_are_a_result_and_broken_ones_are_none() -> None:
     made = results()
     made.versions = dict.fromkeys(("haproxy", "envoy", "fastmesh"), "1")
