@@ -103,6 +103,7 @@ from bench.redirect import run_redirected
 from bench.stage import run_backend
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as bench/__main__.py
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
 with run_backend(Path(sys.argv[1]), choose_cpus(), 64) as ground:
     with run_redirected(Floor("floor"), "transparent", ground, 8) as actor:
         print(actor.processes[0].pid, flush=True)
