@@ -55,7 +55,7 @@ fuzz: .venv/done
 	tests/fuzz/run $(or $(TARGET),all) $(or $(SECONDS),600)
 
 clean:
-	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/{floor,stream_serve,stream_load}
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info fastmesh/*.so bench/{floor,sockmap,stream_serve,stream_load}
 	rm -rf tests/kit/grpc-js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -12,6 +12,7 @@ from bench.proxies import Unavailable
 
 LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "floor": (),
+    "sockmap": (),
     "stream_serve": ("-lnghttp2",),
     "stream_load": ("-lnghttp2",),
 }
