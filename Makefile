@@ -18,6 +18,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FASTMESH_BUILD ?= release
 BIN := .venv/bin
+# Images for containers like to set this. Every start of Python would compile all of fastmesh anew.
+unexport PYTHONDONTWRITEBYTECODE
 SOURCES := setup.py $(shell find fastmesh/_core.pyx fastmesh/core tests/probe -name '*.p[xy][dx]')
 # Tests wait more than they compute: one process more than there are cores, but more than four help no more.
 PYTEST := $(BIN)/pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 $(ARGS)
