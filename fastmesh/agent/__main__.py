@@ -1,13 +1,14 @@
 """Boot of the agent: first the configuration, which the workers wait for, then everything else.
 
 1. the supervisor says "start" (load the file) or "resume" (take this snapshot)
-2. the loader process works while this one imports asyncio, uvicorn, Starlette, prometheus_client
+2. the loader process works while this one imports asyncio and the rest of the agent
 3. its result goes out the moment it is there, between two imports or after them
 4. the agent's loop takes over
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import select
@@ -21,19 +22,12 @@ from fastmesh.agent.state import State
 from fastmesh.host.channel import Channel, Frame
 
 # In this order, each a step after which the loader is looked at. What they need comes with them.
-STEPS: Final = (
-    "asyncio",
-    "http.client",
-    "uvicorn",
-    "uvicorn.protocols.http.httptools_impl",
-    "starlette.requests",
-    "starlette.applications",
-    "prometheus_client",
-    "fastmesh.agent.agent",
-)
+STEPS: Final = ("asyncio", "fastmesh.agent.agent")
 
 
 def main(argv: list[str]) -> int:
+    # What is imported stays; `Agent.run` lets the collector begin.
+    gc.disable()
     dns_fds = [int(one.removeprefix("dns=")) for one in argv if one.startswith("dns=")]
     channel_fd, area_fd, *admin_fds = (int(one) for one in argv if one.isdecimal())
     # The supervisor decides when the agent ends: Ctrl-C and service managers signal the whole group.
@@ -76,4 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # Freeing every object one by one would only keep the supervisor waiting.
+    sys.stderr.flush()
+    os._exit(code)

@@ -13,22 +13,21 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
-from fastmesh.agent.admin import admin_app
+from fastmesh.agent.api import Api
 from fastmesh.agent.detection import DetectionWarnings
 from fastmesh.agent.dns.resolver import Resolver
 from fastmesh.agent.health.checks import HealthChecks
 from fastmesh.agent.rotation import POLL_S, Rotation
-from fastmesh.agent.server import AdminServer
 from fastmesh.host.channel import ChannelError
 from fastmesh.host.process import say
 from fastmesh.observe.access_log import AccessLog
-from fastmesh.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastmesh._core import Area
     from fastmesh.agent.configuration import Configuration
+    from fastmesh.agent.server import AdminServer
     from fastmesh.agent.state import State
     from fastmesh.host.channel import Channel, Frame
 
@@ -60,9 +59,8 @@ class Agent:
         self._health = HealthChecks(area, state, say)
         self._detection = DetectionWarnings(area, state, say)
         self._resolver = Resolver(state, say, dns)
-        self._metrics = Metrics(area, state, self._access_log)
-        self._server: AdminServer | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._api = Api(self._admin_server, say)
+        self._opening: asyncio.Task[None] | None = None
         self._ready = False
         self._loader_fd = -1
         self._loader_expiry: asyncio.TimerHandle | None = None
@@ -72,6 +70,7 @@ class Agent:
         # What has been imported stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         asyncio.run(self._main(frames))
 
     async def _main(self, frames: list[Frame]) -> None:
@@ -93,10 +92,9 @@ class Agent:
         self._configuration.close()
         await self._health.stop()
         await self._resolver.stop()
-        if self._serving is not None:
-            await self._serving
-        if self._server is not None:
-            await self._server.stop()
+        if self._opening is not None:
+            await self._opening
+        await self._api.close()
         self._access_log.stop(FLUSH_S)
 
     def _settle(self) -> None:
@@ -196,16 +194,20 @@ class Agent:
 
     def _serve(self, sockets: list[socket.socket]) -> None:
         """Serve on these sockets instead of those before."""
-        before = self._serving
+        before = self._opening
 
         async def replace() -> None:
             if before is not None:
                 await before
-            if self._server is not None:
-                await self._server.stop()
-            app = admin_app(self._state, self._metrics, self._area, sockets)
-            self._server = AdminServer(app, sockets)
-            await self._server.start()
+            await self._api.open(sockets)
             self._tell_ready()
 
-        self._serving = self._loop.create_task(replace())
+        self._opening = self._loop.create_task(replace())
+
+    def _admin_server(self, sockets: Sequence[socket.socket]) -> AdminServer:
+        from fastmesh.agent.admin import admin_app
+        from fastmesh.agent.server import AdminServer
+        from fastmesh.observe.metrics import Metrics
+
+        metrics = Metrics(self._area, self._state, self._access_log)
+        return AdminServer(admin_app(self._state, metrics, self._area, sockets), [*sockets])

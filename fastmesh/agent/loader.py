@@ -16,6 +16,7 @@ name server does not answer. It ends with the agent, too: nobody is left to wait
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -108,6 +109,8 @@ def _end_with_reader(result_fd: int) -> None:
 
 def main(result_fd: int) -> None:
     threading.Thread(target=_end_with_reader, args=(result_fd,), daemon=True).start()
+    # The process ends before there is much to collect.
+    gc.disable()
     request = json.load(sys.stdin)
     try:
         result = load(request)

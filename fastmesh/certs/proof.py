@@ -15,6 +15,7 @@ that a test can set the clock.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import ssl
@@ -35,6 +36,8 @@ _NO_CHECK_TIME: Final = 0x200000
 # STRING. What looks like it elsewhere in a certificate can only have it refused.
 _KEY_USAGE: Final = re.compile(rb"\x06\x03\x55\x1d\x0f(?:\x01\x01.)?\x04.\x03..(.)", re.DOTALL)
 _MAX_FLIGHTS: Final = 20
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_EPOCH: Final = datetime.date(1970, 1, 1).toordinal()
 _PLACE: Final = re.compile(r"^\[[^\]]*\] | ?\(_ssl\.c:[0-9]+\)$")
 
 
@@ -202,7 +205,20 @@ def _end_of(ca: _Ca) -> int:
 
 
 def _times(fields: Any) -> tuple[int, int]:
-    return ssl.cert_time_to_seconds(fields["notBefore"]), ssl.cert_time_to_seconds(fields["notAfter"])
+    return _seconds(fields["notBefore"]), _seconds(fields["notAfter"])
+
+
+def _seconds(text: str) -> int:
+    """Unix seconds of a time as OpenSSL prints it, "Nov  9 18:20:35 2026 GMT". ValueError if it is none.
+
+    `ssl.cert_time_to_seconds` would import strptime, calendar and locale, at every start of a sidecar.
+    """
+    month, day, clock, year, zone = text.split()
+    if zone != "GMT":
+        raise ValueError(text)
+    date = datetime.date(int(year), _MONTHS.index(month) + 1, int(day))
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return (date.toordinal() - _EPOCH) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
 def _handshake(certificate: str, key: str, roots: str, labels: Labels) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,4 +309,36 @@ def test_it_is_small_and_sleeps(agent: Agent) -> None:
     maps = Path(f"/proc/{modules}/maps").read_text()
     assert "_yaml" not in maps, "PyYAML belongs into the loader only"
     assert "cryptography" not in maps, "cryptography belongs into the loader only"
+    agent.stop()
+
+
+def test_what_only_few_need_is_imported_when_they_need_it() -> None:
+    """Said by a process in which nothing has happened yet but an agent's start."""
+    loads = "import sys, fastmesh.agent.__main__, fastmesh.agent.agent; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", loads], capture_output=True, text=True, check=True)
+    heavy = {
+        "uvicorn",
+        "starlette",
+        "prometheus_client",
+        "http.client",
+        "h2",
+        "dns",
+        "msgspec",
+        "yaml",
+        "click",
+    }
+    assert not heavy & set(done.stdout.split())
+
+
+def test_an_admin_api_that_cannot_be_served_is_told_and_nothing_else_suffers(start_agent: StartAgent) -> None:
+    agent = start_agent(patches={"fastmesh.agent.api.STEPS": ["fastmesh.no_such_module"]})
+    agent.serving()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        agent.get("/healthz")
+    assert "agent: the admin API cannot be served: " in agent.stderr()
+    agent.listening.close()
+    with pytest.raises(ConnectionRefusedError):
+        agent.connect()
+    agent.channel.send({"type": "reload"})
+    agent.frame("unchanged")
     agent.stop()
