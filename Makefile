@@ -21,11 +21,12 @@ BIN := .venv/bin
 # Images for containers like to set this. Every start of Python would compile all of fastmesh anew.
 unexport PYTHONDONTWRITEBYTECODE
 SOURCES := setup.py $(shell find fastmesh/_core.pyx fastmesh/core tests/probe -name '*.p[xy][dx]')
-# Tests wait more than they compute: one process more than there are cores, but more than four help no more.
-PYTEST := $(BIN)/pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 $(ARGS)
+# Tests wait more than they compute: one process more than there are cores, but more than four help no more. Each begins
+# with a part of its own, so that what a module's tests share is made once, and takes from others what they have left.
+PYTEST := $(BIN)/pytest -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 --dist worksteal $(ARGS)
 
 # Tests of Python alone, or of what other tests of compiled code go through: other builds find nothing more in them.
-PURE := agent bench $(addprefix certs/test_,concurrency.py crash.py rotation_stress.py) dns docs \
+PURE := agent bench certs dns docs \
 	$(addprefix e2e/test_,command_line.py demo.py explain.py) intercept kubernetes launch \
 	$(addprefix test_,floors.py grpc_kit.py http2_kit.py packaging.py)
 
