@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         state.take_snapshot(first.message["snapshot"])
         label = state.snapshot["source"] if state.snapshot is not None else ""
     else:
-        configuration.load()
+        configuration.load(young=True)
         label = state.config.rpartition("/")[2]
     # Not before the loader has been started.
     from fastmesh import _core

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastmesh.host.channel import Frame, encode
 from fastmesh.host.endpoints import health_slots
 from fastmesh.host.parts import with_parts
+from fastmesh.host.process import fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,24 +34,52 @@ TIMEOUT_S: Final = 25.0
 Outcomes = dict[str, tuple[str, str]]
 
 
-class Loading:
-    """A loader process at work. `deadline` is on the monotonic clock."""
+class _Copy:
+    """A copy of this process that loads, in place of a program: a start of Python is spared.
 
-    def __init__(self, request: Mapping[str, object]) -> None:
-        stdin = os.memfd_create("fastmesh-request", os.MFD_CLOEXEC)
+    Only for a process that is still young: small, with one thread, and without a key in its memory.
+    """
+
+    def __init__(self, request: Mapping[str, object], result: int) -> None:
+        def load() -> int:
+            from fastmesh.agent.loader import answer
+
+            answer(dict(request), result)
+
+        self._pid = fork(load, [result])
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        return os.waitpid(self._pid, 0)[1]
+
+
+def _program(request: Mapping[str, object], result: int) -> subprocess.Popen[bytes]:
+    stdin = os.memfd_create("fastmesh-request", os.MFD_CLOEXEC)
+    try:
+        os.write(stdin, encode(request))
+        os.lseek(stdin, 0, os.SEEK_SET)
+        # -P: a file that happens to be called json.py in the working directory is not ours.
+        command = [sys.executable, "-P", "-m", "fastmesh.agent.loader", str(result)]
+        return subprocess.Popen(command, stdin=stdin, pass_fds=[result])
+    finally:
+        os.close(stdin)
+
+
+class Loading:
+    """A loader process at work; `young` is whether this one may still be copied for it. `deadline` is on the
+    monotonic clock."""
+
+    def __init__(self, request: Mapping[str, object], young: bool) -> None:
         self._result, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            os.write(stdin, encode(request))
-            os.lseek(stdin, 0, os.SEEK_SET)
             os.set_blocking(theirs, True)
-            # -P: a file that happens to be called json.py in the working directory is not ours.
-            command = [sys.executable, "-P", "-m", "fastmesh.agent.loader", str(theirs)]
-            self._process = subprocess.Popen(command, stdin=stdin, pass_fds=[theirs])
+            self._process = _Copy(request, theirs) if young else _program(request, theirs)
         except OSError:
             os.close(self._result)
             raise
         finally:
-            os.close(stdin)
             os.close(theirs)
         self._data = bytearray()
         self.deadline = time.monotonic() + TIMEOUT_S
@@ -98,13 +128,16 @@ class Configuration:
             self._workers = message.get("workers")
             self._workload = message.get("workload")
 
-    def load(self) -> None:
-        """Begin to load the file; or once more after the load under way: it may have read an older file."""
+    def load(self, *, young: bool = False) -> None:
+        """Begin to load the file; or once more after the load under way: it may have read an older file.
+
+        `young`: this process has only just begun (see `_Copy`).
+        """
         if self.loading is not None:
             self._again = True
             return
         self._again = False
-        self._start(set())
+        self._start(set(), young)
 
     def load_parts(self, names: Iterable[str]) -> None:
         """Begin to load these parts alone; or after the load under way."""
@@ -113,7 +146,7 @@ class Configuration:
             wanted, self._wanted = self._wanted, set()
             self._start(wanted)
 
-    def _start(self, parts: set[str]) -> None:
+    def _start(self, parts: set[str], young: bool = False) -> None:
         self._parts = parts
         current = self._state.snapshot
         request = {
@@ -130,7 +163,7 @@ class Configuration:
             "parts": sorted(parts),
         }
         try:
-            self.loading = Loading(request)
+            self.loading = Loading(request, young)
         except OSError as error:
             self._refuse(f"{self._state.config}: the loader cannot be started: {error.strerror}")
 

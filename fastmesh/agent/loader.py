@@ -1,5 +1,5 @@
 """Reads a configuration, or parts of one alone, in a process of its own:
-`python -m fastmesh.agent.loader RESULT_FD < request`.
+`python -m fastmesh.agent.loader RESULT_FD < request`, or at an agent's start a copy of it (`answer`).
 
 The request is a JSON object: the file (`config`, absolute), `workers` and `workload` (null: as it says), the
 `number` that the snapshot gets, and of the snapshot in use its `digest`, `slots`, `rule_slots`,
@@ -24,7 +24,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fastmesh.host.channel import encode, snapshot_frame
 
@@ -107,11 +107,11 @@ def _end_with_reader(result_fd: int) -> None:
     os._exit(1)
 
 
-def main(result_fd: int) -> None:
+def answer(request: dict[str, Any], result_fd: int) -> NoReturn:
+    """Load, write the result, and end this process."""
     threading.Thread(target=_end_with_reader, args=(result_fd,), daemon=True).start()
     # The process ends before there is much to collect.
     gc.disable()
-    request = json.load(sys.stdin)
     try:
         result = load(request)
     except Exception as error:
@@ -126,4 +126,4 @@ def main(result_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    answer(json.load(sys.stdin), int(sys.argv[1]))

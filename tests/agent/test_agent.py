@@ -138,12 +138,37 @@ def test_resume_takes_the_snapshot_and_reads_no_file(start_agent: StartAgent) ->
 
 def test_a_loader_that_dies_is_a_rejected_configuration(start_agent: StartAgent) -> None:
     agent = start_agent(patches={"sys.executable": "/bin/false"})
-    agent.start()
+    agent.serving()  # the first is no program, but a copy of the agent
+    agent.channel.send({"type": "reload"})
     (error,) = agent.frame("config_error").message["errors"]
     assert "without a result" in error
 
 
+def test_a_first_loader_that_dies_is_a_rejected_configuration(start_agent: StartAgent) -> None:
+    agent = start_agent()
+    os.mkfifo(agent.path)
+    with agent.path.open("r+b", buffering=0):  # a writer that never writes
+        agent.channel.send({"type": "start", "config": str(agent.path), "workers": 1})
+        (loader,) = wait_until(lambda: procfs.children(agent.process.pid), "the loader")
+        wait_until(lambda: reads(loader, agent.path), "it to read")
+        os.kill(loader, signal.SIGKILL)
+        (error,) = agent.frame("config_error").message["errors"]
+    assert "without a result" in error
+    assert not procfs.children(agent.process.pid)
+
+
+def test_a_first_loader_that_hangs_is_given_up(start_agent: StartAgent) -> None:
+    agent = start_agent(patches={"fastmesh.agent.configuration.TIMEOUT_S": 0.2})
+    os.mkfifo(agent.path)
+    with agent.path.open("r+b", buffering=0):
+        agent.channel.send({"type": "start", "config": str(agent.path), "workers": 1})
+        (error,) = agent.frame("config_error").message["errors"]
+    assert "name server" in error
+    assert not procfs.children(agent.process.pid)
+
+
 def test_a_loader_that_hangs_is_given_up(start_agent: StartAgent, tmp_path: Path) -> None:
+    snapshot = start_agent().serving()
     hang = tmp_path / "hang"
     hang.write_text("#!/bin/sh\nexec sleep 1000\n")
     hang.chmod(0o755)
@@ -151,9 +176,12 @@ def test_a_loader_that_hangs_is_given_up(start_agent: StartAgent, tmp_path: Path
         patches={
             "sys.executable": str(hang),
             "fastmesh.agent.configuration.TIMEOUT_S": 0.2,
-        }
+        },
+        admin_first=True,
     )
-    agent.start()
+    agent.channel.send({"type": "resume", "snapshot": snapshot, "config": str(agent.path), "workers": 1})
+    agent.frame("ready")
+    agent.channel.send({"type": "reload"})
     (error,) = agent.frame("config_error").message["errors"]
     assert "name server" in error
     assert not procfs.children(agent.process.pid)
