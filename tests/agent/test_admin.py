@@ -16,13 +16,17 @@ from prometheus_client.parser import text_string_to_metric_families
 StartAgent = Callable[..., Agent]
 
 
-@pytest.fixture
-def served(agent: Agent) -> Iterator[Agent]:
-    """An agent with one ready worker; it must end well."""
-    agent.serving()
-    wait_until(lambda: agent.get("/readyz").status == 200, "readiness")
-    yield agent
-    agent.stop()
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """An agent with one ready worker, for all tests that only ask; it must end well."""
+    agent = Agent(tmp_path_factory.mktemp("agent"))
+    try:
+        agent.serving()
+        wait_until(lambda: agent.get("/readyz").status == 200, "readiness")
+        yield agent
+        agent.stop()
+    finally:
+        agent.close()
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -61,6 +65,8 @@ def test_readyz_says_why_not(served: Agent) -> None:
     served.status("draining", "ready", draining=True)
     wait_until(lambda: served.get("/readyz").status == 503, "the news of the drain")
     assert served.get("/readyz").json["reasons"] == ["the proxy is shutting down", "worker 0 is draining"]
+    served.status("ready")
+    wait_until(lambda: served.get("/readyz").status == 200, "readiness")
 
 
 def test_metrics_is_prometheus_text(served: Agent) -> None:

@@ -46,16 +46,21 @@ def thinned(cases: Sequence[T], every: int = 1) -> Sequence[T]:
 
 
 def wait_until(condition: Callable[[], T], what: str, deadline: float | None = None) -> T:
-    """Poll until `condition()` is true and return its value; AssertionError after `deadline` seconds."""
+    """Poll until `condition()` is true and return its value; AssertionError after `deadline` seconds.
+
+    The longer it has waited, the more seldom it asks, but it adds no more than a sixteenth to a wait: asking
+    (a scrape of all metrics, say) may cost more than what is waited for, and other tests need the cores.
+    """
     limit = DEADLINE if deadline is None else deadline
-    end = time.monotonic() + limit
+    start = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > end:
+        waited = time.monotonic() - start
+        if waited > limit:
             raise AssertionError(f"waited {limit:.1f} s in vain for: {what} (last value: {value!r})")
-        time.sleep(POLL)
+        time.sleep(min(max(POLL, waited / 16), 0.05))
 
 
 def wait_steady(
