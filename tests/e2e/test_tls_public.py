@@ -417,9 +417,9 @@ def outbound(endpoint: int, tls: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def answer_of(config: dict[str, Any]) -> tuple[int, str | None]:
+def answer_of(config: dict[str, Any], service: str = "api") -> tuple[int, str | None]:
     with connect(address_of(config)) as client:
-        client.send(request(host="api"))
+        client.send(request(host=service))
         answer = client.read_response()
         return answer.status, answer.reason
 
@@ -438,30 +438,32 @@ def test_a_service_with_ordinary_tls(
     assert seen[0][1] == "http/1.1"
 
 
-@pytest.mark.parametrize(
-    ("names", "server_name", "reason"),
-    [
-        (("api.example.com",), "api.example.com", None),
-        (("127.0.0.1", "::1"), "127.0.0.1", None),
-        (("127.0.0.1", "::1"), "::1", None),
-        (("*.example.com",), "a.b.example.com", "upstream_tls_identity"),
-        (("*.example.com",), "example.com", "upstream_tls_identity"),
-        (("a*.example.com",), "api.example.com", "upstream_tls_identity"),
-        (("api.example.org",), "api.example.com", "upstream_tls_identity"),
-        (("127.0.0.1",), "127.0.0.2", "upstream_tls_identity"),
-        (("api.example.com",), "127.0.0.1", "upstream_tls_identity"),
-        ((), "api.example.com", "upstream_tls_identity"),
-        (("127.0.0.1",), "api.example.com", "upstream_tls_identity"),
-    ],
-)
-def test_the_server_must_be_the_named_one(  # noqa: PLR0917
-    serve: Serve, upstream: Serving, shop: Shop, names: tuple[str, ...], server_name: str, reason: str | None
-) -> None:
+NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+    "name": (("api.example.com",), "api.example.com", None),
+    "address": (("127.0.0.1", "::1"), "127.0.0.1", None),
+    "address-6": (("127.0.0.1", "::1"), "::1", None),
+    "two-labels": (("*.example.com",), "a.b.example.com", "upstream_tls_identity"),
+    "no-label": (("*.example.com",), "example.com", "upstream_tls_identity"),
+    "part-of-a-label": (("a*.example.com",), "api.example.com", "upstream_tls_identity"),
+    "other-name": (("api.example.org",), "api.example.com", "upstream_tls_identity"),
+    "other-address": (("127.0.0.1",), "127.0.0.2", "upstream_tls_identity"),
+    "name-for-address": (("api.example.com",), "127.0.0.1", "upstream_tls_identity"),
+    "none": ((), "api.example.com", "upstream_tls_identity"),
+    "address-for-name": (("127.0.0.1",), "api.example.com", "upstream_tls_identity"),
+}
+
+
+def test_the_server_must_be_the_named_one(serve: Serve, upstream: Serving, shop: Shop) -> None:
     """The common name is always right, and never counts."""
-    server, _, _ = tls_upstream(shop, upstream, shop.issue(server_name, *names))
-    config = outbound(server.address[1], {"server_name": server_name, "ca": str(shop.ca)})
+    config = outbound(1, {})
+    config["services"] = {}
+    for name, (names, server_name, _) in NAMED.items():
+        server, _, _ = tls_upstream(shop, upstream, shop.issue(server_name, *names))
+        tls = {"server_name": server_name, "ca": str(shop.ca)}
+        config["services"][name] = {"endpoints": [f"127.0.0.1:{server.address[1]}"], "tls": tls}
     serve(config)
-    assert answer_of(config) == ((200, None) if reason is None else (502, reason))
+    answers = {name: answer_of(config, name) for name in NAMED}
+    assert answers == {name: (502, why) if why else (200, None) for name, (_, _, why) in NAMED.items()}
 
 
 def test_servers_that_are_not_believed(serve: Serve, upstream: Serving, shop: Shop, tmp_path: Path) -> None:
