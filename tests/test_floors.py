@@ -1,4 +1,4 @@
-"""The floors of the core: a header cimports only its own floor and those below it."""
+"""The floors of the core: a header cimports its own floor and those below; only the topmost holds the GIL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parent.parent / "fastmesh" / "core"
-FLOORS = ("sys", "base", "wire", "traffic", "io")
+FLOORS = ("sys", "base", "wire", "traffic", "io", "face")
 HEADERS = sorted(CORE.rglob("*.pxd"))
 
 # `from fastmesh.core.base.buffer cimport …`, `from fastmesh.core.base cimport …`, `cimport fastmesh.core.…`
@@ -57,6 +57,36 @@ def test_there_are_headers_on_every_floor():
 @pytest.mark.parametrize("path", HEADERS, ids=lambda path: str(path.relative_to(CORE)))
 def test_cimports_only_downwards(path):
     assert not wrong(path.relative_to(CORE).parts[0], path.read_text())
+
+
+FUNCTION = re.compile(r"^cdef (?:inline )?(?:[\w *]+?)(\w+)\((?:[^()]|\([^()]*\))*\)([^\n]*):$", re.MULTILINE)
+
+
+def holding(text: str) -> list[str]:
+    """The functions that need the GIL, or may raise."""
+    return [match[1] for match in FUNCTION.finditer(text) if match[2].strip() != "noexcept nogil"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in HEADERS if path.relative_to(CORE).parts[0] != FLOORS[-1]],
+    ids=lambda path: str(path.relative_to(CORE)),
+)
+def test_nothing_below_the_face_knows_python(path):
+    assert not holding(path.read_text())
+
+
+def test_what_holds_the_gil_is_found():
+    text = """
+cdef inline char *one(int (*f)(int),
+                      int n) noexcept nogil:
+    pass
+cdef inline dict two(Worker *w):
+    pass
+cdef inline int three(Worker *w) except -1:
+    pass
+"""
+    assert holding(text) == ["two", "three"]
 
 
 def test_every_form_of_cimport_is_seen():

@@ -5,15 +5,14 @@ from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo, reasons_init
 from fastmesh.core.base.shared cimport Shared, SharedTexts, shared_free, shared_get, shared_put
-from fastmesh.core.io.load_policy cimport load_policy
+from fastmesh.core.face.load_policy cimport load_policy
 from fastmesh.core.io.state cimport Worker
 from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, inet_pton
 from fastmesh.core.traffic.admit cimport Caller, admit, admit_opaque, must_admit
-from fastmesh.core.traffic.counters cimport (
-    AreaHeader, K_REGEX_LIMITS, area_rule, area_slot_bytes, area_worker,
-)
+from fastmesh.core.traffic.counters cimport AreaHeader, K_REGEX_LIMITS, area_plan, area_rule, area_worker
 from fastmesh.core.traffic.policy cimport Policy, policy_list_free
 from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport policy_scratch_free
@@ -76,10 +75,9 @@ cdef class Engine:
     def __cinit__(self, dict listener=None, dict service=None):
         self.w = <Worker *>calloc(1, sizeof(Worker))
         self.s = <Snapshot *>calloc(1, sizeof(Snapshot))
-        self.w.area = <AreaHeader *>calloc(1, 4096 + area_slot_bytes(1, ROWS))
-        self.w.area.services = 1
-        self.w.area.rules = ROWS
-        self.w.area.slot_bytes = area_slot_bytes(1, ROWS)
+        cdef AreaHeader plan = area_plan(1, 1, ROWS, 0, 0)
+        self.w.area = <AreaHeader *>calloc(1, plan.size)
+        self.w.area[0] = plan
         self.w.row = area_worker(self.w.area, 0)
         self.w.loads = 1
         self.rows = []

@@ -6,26 +6,27 @@ from libc.string cimport memcpy, memset
 from fastmesh.core.base.buffer cimport BUF_SMALL, buf_get
 from fastmesh.core.io.state cimport Exchange, Worker, X_LOG, X_OPAQUE
 from fastmesh.core.traffic.counters cimport (
-    LogRecord, S_ACTIVE, S_BYTES_RECEIVED, S_BYTES_SENT, S_STATUS_1XX, S_STATUS_NONE, ServiceRow, latency_bucket,
-    ring_write,
+    S_ACTIVE, S_BYTES_RECEIVED, S_BYTES_SENT, S_STATUS_1XX, S_STATUS_NONE, ServiceRow, latency_bucket,
 )
-from fastmesh.core.traffic.snapshot cimport Text
+from fastmesh.core.traffic.ring cimport (
+    LOG_IDENTITY, LOG_LISTENER, LOG_METHOD, LOG_RULE, LOG_SERVICE, LOG_TEXTS, LOG_UPSTREAM, LogRecord, ring_write,
+)
 from fastmesh.core.wire.message cimport Message
 
 
-cdef inline void _put(const char **strings, uint16_t *lengths, int at, const Text *text) noexcept nogil:
-    strings[at] = text.ptr if text != NULL else NULL
-    lengths[at] = <uint16_t>text.len if text != NULL else 0
+cdef inline void _put(LogRecord *rec, const char **texts, int at, const char *text, uint32_t n) noexcept nogil:
+    texts[at] = text
+    rec.lengths[at] = <uint16_t>n
 
 
 cdef inline void _log(Worker *w, Exchange *x) noexcept nogil:
     """One record for the access log, into the ring that the agent drains."""
     cdef LogRecord rec
-    cdef const char *strings[9]
-    cdef uint16_t lengths[9]
+    cdef const char *texts[LOG_TEXTS]
     cdef const char *p = x.log.data
     cdef int i
     memset(&rec, 0, sizeof(LogRecord))
+    memset(texts, 0, sizeof(texts))
     rec.status = x.status
     rec.reason = x.reason
     rec.wall_us = x.start_us + w.wall_us
@@ -35,33 +36,22 @@ cdef inline void _log(Worker *w, Exchange *x) noexcept nogil:
     rec.snapshot = x.snapshot.number
     rec.retries = x.retries
     rec.version = x.version
-    # method, authority, path, source: positions 2, 3, 4, 5 of the record's strings
-    for i in range(4):
-        strings[2 + i] = p
-        lengths[2 + i] = x.log_len[i]
+    for i in range(4):                           # method, authority, path, source
+        _put(&rec, texts, LOG_METHOD + i, p, x.log_len[i])
         p += x.log_len[i]
-    _put(strings, lengths, 0, &x.conf.name)
-    _put(strings, lengths, 1, &x.service.name if x.service != NULL else NULL)
-    _put(strings, lengths, 6, &x.endpoint.text if x.endpoint != NULL else NULL)
-    strings[7] = NULL
-    lengths[7] = 0
+    _put(&rec, texts, LOG_LISTENER, x.conf.name.ptr, x.conf.name.len)
+    if x.service != NULL:
+        _put(&rec, texts, LOG_SERVICE, x.service.name.ptr, x.service.name.len)
+    if x.endpoint != NULL:
+        _put(&rec, texts, LOG_UPSTREAM, x.endpoint.text.ptr, x.endpoint.text.len)
     if x.identity != NULL:
-        strings[7] = x.identity.text
-        lengths[7] = <uint16_t>x.identity.len
-    rec.listener_len = lengths[0]
-    rec.service_len = lengths[1]
-    rec.method_len = lengths[2]
-    rec.authority_len = lengths[3]
-    rec.path_len = lengths[4]
-    rec.source_len = lengths[5]
-    rec.upstream_len = lengths[6]
-    rec.identity_len = lengths[7]
-    _put(strings, lengths, 8, &x.decision.rule.name if x.decision.rule != NULL else NULL)
-    rec.rule_len = lengths[8]
+        _put(&rec, texts, LOG_IDENTITY, x.identity.text, x.identity.len)
+    if x.decision.rule != NULL:
+        _put(&rec, texts, LOG_RULE, x.decision.rule.name.ptr, x.decision.rule.name.len)
     rec.verdict = x.decision.verdict
     rec.audit = x.decision.audit
     rec.by_service = x.decision.service
-    ring_write(w.ring, &rec, strings, lengths, 9)
+    ring_write(w.ring, &rec, texts)
 
 
 cdef inline void account(Worker *w, Exchange *x) noexcept nogil:

@@ -29,21 +29,24 @@ from fastmesh.core.io.handover cimport handover_free, inbox_shut
 from fastmesh.core.io.listener cimport (
     inbox_empty, listener_close, listener_init, listener_stop, open_tls, start_tls,
 )
-from fastmesh.core.io.snapshot_ref cimport snapshot_unref
+from fastmesh.core.io.pool cimport dial, pool_drain, pool_drop
+from fastmesh.core.io.retire cimport retire_denied
+from fastmesh.core.io.snapshot_ref cimport listener_bind, snapshot_unref
 from fastmesh.core.io.state cimport (
     ALT_SCRATCH, Conn, Dialling, Downstream, Exchange, Flow, H1Client, H1Server, H2Conn, H2End, INPUT_SCRATCH,
     LINES_SCRATCH, Listener, Original, Parked, Source, TURN_EVENTS, Tunnel, Upstream, WIRE_SCRATCH, Worker,
 )
 from fastmesh.core.io.tunnel cimport tunnel_destroy, tunnel_init, tunnel_of_all, tunnel_upgrade
-from fastmesh.core.io.pool cimport dial, pool_drain, pool_drop
 from fastmesh.core.io.upstream cimport upstream_connected
 from fastmesh.core.io.wall cimport wall_offset, wall_watch
 from fastmesh.core.sys.openssl cimport RAND_bytes
 from fastmesh.core.sys.posix cimport (
-    CLOCK_MONOTONIC, EINTR, EPOLL_CLOEXEC, c_close, clock_gettime, epoll_create1, epoll_wait, errno, timespec,
+    CLOCK_MONOTONIC, EINTR, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, c_close,
+    clock_gettime, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, malloc_trim, timespec,
 )
-from fastmesh.core.traffic.counters cimport AreaHeader, G_BUFFERS, G_COUNT, area_ring, area_worker
+from fastmesh.core.traffic.counters cimport AreaHeader, G_BUFFERS, G_COUNT, K_SNAPSHOT, area_ring, area_worker
 from fastmesh.core.traffic.policy_scratch cimport policy_scratch_free
+from fastmesh.core.traffic.snapshot cimport Snapshot
 from fastmesh.core.wire.tls cimport tls_engine_free, tls_engine_init
 
 cdef enum:
@@ -178,8 +181,50 @@ cdef inline int worker_turn(Worker *w, int most_wait_ms) noexcept nogil:
     return TURN_SIGNAL if interrupted else TURN_AGAIN
 
 
-cdef inline void control_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
+cdef inline int worker_turns(Worker *w) noexcept nogil:
+    """Turns, until one has something to tell; a drain is looked after each second."""
+    cdef int r = TURN_AGAIN
+    while r == TURN_AGAIN:
+        r = worker_turn(w, 1000 if w.draining else -1)
+    return r
+
+
+cdef inline void _control_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
     w.control_ready = True
+
+
+cdef inline bint worker_control(Worker *w, Source *control, int fd) noexcept nogil:
+    """A turn ends with TURN_CONTROL from now on when `fd` is readable. `control` is the caller's, and lives as long as
+    the worker. False: it cannot be watched."""
+    cdef epoll_event ev
+    if w.control_fd >= 0 and w.control_fd != fd:
+        epoll_ctl(w.ep, EPOLL_CTL_DEL, w.control_fd, NULL)
+    control.on_event = _control_event
+    control.fd = fd
+    ev.events = EPOLLIN
+    ev.data.ptr = control
+    # A number may have been closed and given out anew since: then it is not registered.
+    if epoll_ctl(w.ep, EPOLL_CTL_MOD, fd, &ev) != 0 and epoll_ctl(w.ep, EPOLL_CTL_ADD, fd, &ev) != 0:
+        return False
+    w.control_fd = fd
+    return True
+
+
+cdef inline void worker_load(Worker *w, Snapshot *s) noexcept nogil:
+    """Take a snapshot into force, with its reference: for new exchanges at once; those under way keep theirs."""
+    cdef Snapshot *old = w.snapshot
+    cdef Listener *l = w.listeners
+    w.snapshot = s
+    w.loads += 1
+    while l != NULL:
+        listener_bind(w, l, s)                   # one that is not named goes on with what it has until it is stopped
+        l = l.next
+    worker_clock(w)
+    if old != NULL:
+        retire_denied(w, old)
+        snapshot_unref(w, old)
+    w.row.counters[K_SNAPSHOT] = s.number
+    malloc_trim(0)
 
 
 cdef inline void worker_withdraw(Worker *w) noexcept nogil:

@@ -1,12 +1,13 @@
 # References on snapshots, and their end.
 
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
+from libc.string cimport strlen
 
-from fastmesh.core.io.state cimport Worker
+from fastmesh.core.io.state cimport Listener, Worker
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free
 from fastmesh.core.traffic.policy cimport Policy, policy_list_free
-from fastmesh.core.traffic.snapshot cimport Block, Snapshot
-from libc.stdint cimport uint32_t
+from fastmesh.core.traffic.snapshot cimport Block, ListenerConf, Snapshot, listener_named
 
 
 cdef inline void snapshot_ref(Snapshot *s) noexcept nogil:
@@ -46,3 +47,16 @@ cdef inline void snapshot_unref(Worker *w, Snapshot *s) noexcept nogil:
         free(b)
     free(s)
     w.snapshots -= 1
+
+
+cdef inline bint listener_bind(Worker *w, Listener *l, Snapshot *s) noexcept nogil:
+    """The listener does from now on what the snapshot says of it; False: that does not name it."""
+    cdef ListenerConf *conf = listener_named(s, l.name, strlen(l.name))
+    if conf == NULL:
+        return False
+    snapshot_ref(s)
+    if l.snapshot != NULL:
+        snapshot_unref(w, l.snapshot)
+    l.snapshot = s
+    l.conf = conf
+    return True

@@ -20,18 +20,19 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmesh.core.base.buffer cimport Buf, Pool, Queue
 from fastmesh.core.base.heap cimport Heap
 from fastmesh.core.base.list cimport Node
-from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
 from fastmesh.core.base.rate cimport RateTable
+from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo
 from fastmesh.core.base.shared cimport Shared, SharedTexts
 from fastmesh.core.base.slab cimport Slab
 from fastmesh.core.base.timer cimport Timer, Wheel
 from fastmesh.core.sys.openssl cimport SSL_SESSION
 from fastmesh.core.sys.posix cimport epoll_event
 from fastmesh.core.traffic.admit cimport Caller
-from fastmesh.core.traffic.counters cimport AreaHeader, Ring, ServiceRow, WorkerRow
+from fastmesh.core.traffic.counters cimport AreaHeader, ServiceRow, WorkerRow
 from fastmesh.core.traffic.destination cimport Destination
 from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
+from fastmesh.core.traffic.ring cimport Ring
 from fastmesh.core.traffic.snapshot cimport Endpoint, ListenerConf, Service, Snapshot
 from fastmesh.core.wire.grpc_web cimport GrpcWeb
 from fastmesh.core.wire.http1_chunked cimport Http1Chunked
@@ -519,7 +520,6 @@ cdef struct Worker:
     Ring *ring
     bint withdrawn                # inbound listeners accept no more; outbound ones serve on
     bint draining
-    bint drain_forced
     uint64_t drain_deadline
     bint control_ready
     uint64_t log_random

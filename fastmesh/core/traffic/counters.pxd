@@ -1,20 +1,20 @@
 # The counters and rings that workers and agent share.
 #
 # One Area is a memfd: a header, then for every worker slot a WorkerRow, `services` ServiceRows, `rules`
-# RuleRows, a log ring, a Detection (`learned`) and its Dials, then for every listener a word of each worker (`share`), then for every checked endpoint
-# a byte: 0, or HEALTH_BAD. The agent alone writes those, workers read one for each choice of an endpoint (`balance`);
-# they stay as they are when it has gone.
-# A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up,
-# so nothing here is locked or atomic except the ring's two positions and the listeners' words. A worker that replaces a dead one goes
-# on with the same rows; it zeroes the gauges first. Adding a counter: a line in the enum, a line in
-# `fastmesh/_core.pyx`'s COUNTERS.
+# RuleRows, a log ring (`ring`), a Detection (`learned`) and its Dials, then for every listener a word of each worker
+# (`share`), then for every checked endpoint a byte: 0, or HEALTH_BAD. The agent alone writes those, workers read one
+# for each choice of an endpoint (`balance`); they stay as they are when it has gone.
+# A worker writes only its own slot and is the only writer there; the agent reads all of them and adds up, so nothing
+# here is locked or atomic except the ring's two positions and the listeners' words. A worker that replaces a dead one
+# goes on with the same rows; it zeroes the gauges first. Adding a counter: a line in the enum, a line in
+# `face/names.pxd`.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
-from fastmesh.core.sys.atomic cimport fm_load_acquire, fm_store_release
 from fastmesh.core.traffic.dials cimport Dials
 from fastmesh.core.traffic.learned cimport Detection
+from fastmesh.core.traffic.ring cimport Ring
 from fastmesh.core.wire.tls_tickets cimport TlsTickets
 
 cdef enum:  # Counter
@@ -108,8 +108,8 @@ cdef enum:  # RuleCounter
 
 cdef enum:
     LATENCY_BUCKETS = 18      # 17 bounds and the rest
-    RING_BYTES = 262144
     AREA_MAGIC = 0x464D4152
+    AREA_PAGE = 4096          # the header has one, slots begin at one
     HEALTH_BAD = 1            # of an endpoint: it failed its checks
 
 cdef struct WorkerRow:
@@ -124,15 +124,6 @@ cdef struct ServiceRow:
 cdef struct RuleRow:
     uint64_t counters[4]      # enum RuleCounter
 
-cdef struct Ring:             # single producer (worker), single consumer (agent), bytes
-    uint64_t head             # bytes ever written (producer)
-    uint64_t _pad1[7]
-    uint64_t tail             # bytes ever consumed
-    uint64_t _pad2[7]
-    uint64_t dropped          # records that found no room (producer)
-    uint64_t _pad3[7]
-    char data[262144]         # RING_BYTES
-
 cdef struct AreaHeader:
     uint32_t magic
     uint32_t workers
@@ -144,39 +135,36 @@ cdef struct AreaHeader:
     uint64_t size
     TlsTickets tickets        # the same in all workers, also in later ones; the supervisor turns them
 
-cdef struct LogRecord:        # fixed part; the strings follow in the order of the lengths
-    uint32_t size             # of the whole record, rounded up to 8
-    uint16_t status
-    uint16_t reason
-    uint64_t wall_us          # UNIX time of the request's start
-    uint64_t duration_us
-    uint64_t bytes_in
-    uint64_t bytes_out
-    uint32_t snapshot
-    uint8_t retries
-    uint8_t version           # 10, 11, 20; 0: opaque TCP
-    uint16_t listener_len
-    uint16_t service_len
-    uint16_t method_len
-    uint16_t authority_len
-    uint16_t path_len
-    uint16_t source_len
-    uint16_t upstream_len
-    uint16_t identity_len
-    uint16_t rule_len         # 0: no rule decided
-    uint8_t verdict           # enum Verdict
-    uint8_t audit             # a refusal that was let through
-    uint8_t by_service        # the service's rules decided
 
-
-cdef inline size_t area_slot_bytes(uint32_t services, uint32_t rules) noexcept nogil:
+cdef inline size_t _area_slot_bytes(uint32_t services, uint32_t rules) noexcept nogil:
     cdef size_t n = (sizeof(WorkerRow) + services * sizeof(ServiceRow) + rules * sizeof(RuleRow) + sizeof(Ring)
                      + sizeof(Detection) + sizeof(Dials))
-    return (n + 4095) & ~<size_t>4095
+    return (n + AREA_PAGE - 1) & ~<size_t>(AREA_PAGE - 1)
+
+
+cdef inline AreaHeader area_plan(uint32_t workers, uint32_t services, uint32_t rules, uint32_t listeners,
+                                 uint32_t health) noexcept nogil:
+    """The header of an area with that much room: what it lies in has `size` bytes, all zero but for this."""
+    cdef AreaHeader a
+    memset(&a, 0, sizeof(AreaHeader))
+    a.magic = AREA_MAGIC
+    a.workers = workers
+    a.services = services
+    a.rules = rules
+    a.listeners = listeners
+    a.health = health
+    a.slot_bytes = _area_slot_bytes(services, rules)
+    a.size = AREA_PAGE + workers * a.slot_bytes + listeners * _area_words_bytes(workers) + health
+    return a
+
+
+cdef inline bint area_is(const AreaHeader *a, size_t size) noexcept nogil:
+    """Are these bytes, at least a page, an area?"""
+    return a.magic == AREA_MAGIC and a.size == size
 
 
 cdef inline char *area_slot(AreaHeader *a, uint32_t slot) noexcept nogil:
-    return <char *>a + 4096 + slot * a.slot_bytes
+    return <char *>a + AREA_PAGE + slot * a.slot_bytes
 
 
 cdef inline WorkerRow *area_worker(AreaHeader *a, uint32_t slot) noexcept nogil:
@@ -204,14 +192,14 @@ cdef inline Dials *area_dials(AreaHeader *a, uint32_t slot) noexcept nogil:
     return <Dials *>(<char *>area_detection(a, slot) + sizeof(Detection))
 
 
-cdef inline size_t area_words_bytes(uint32_t workers) noexcept nogil:
+cdef inline size_t _area_words_bytes(uint32_t workers) noexcept nogil:
     """Of one listener: whole cache lines, so that two listeners do not meet in one."""
     return (workers * sizeof(uint32_t) + 63) & ~<size_t>63
 
 
 cdef inline uint32_t *area_words(AreaHeader *a, uint32_t listener) noexcept nogil:
     """The words of all workers for a listener."""
-    return <uint32_t *>(area_slot(a, a.workers) + listener * area_words_bytes(a.workers))
+    return <uint32_t *>(area_slot(a, a.workers) + listener * _area_words_bytes(a.workers))
 
 
 cdef inline uint8_t *area_health(AreaHeader *a) noexcept nogil:
@@ -247,37 +235,3 @@ cdef inline uint64_t latency_bound_us(int i) noexcept nogil:
     if i == 14: return 5000000
     if i == 15: return 10000000
     return 60000000
-
-
-cdef inline void _ring_put(Ring *r, uint64_t *at, const char *src, size_t n) noexcept nogil:
-    """Copy into the ring at position `at`, around its end. `src` may be NULL if `n` is 0."""
-    cdef size_t where = <size_t>(at[0] & (RING_BYTES - 1))
-    cdef size_t first = RING_BYTES - where
-    if n == 0:
-        return
-    if first > n:
-        first = n
-    memcpy(r.data + where, src, first)
-    memcpy(r.data, src + first, n - first)
-    at[0] += n
-
-
-cdef inline bint ring_write(Ring *r, LogRecord *rec, const char **strings, const uint16_t *lengths,
-                            int count) noexcept nogil:
-    """Append one record; False (and counted) if the reader is too far behind. Never waits."""
-    cdef size_t n = sizeof(LogRecord)
-    cdef uint64_t head = r.head
-    cdef int i
-    for i in range(count):
-        n += lengths[i]
-    n = (n + 7) & ~<size_t>7
-    if head - fm_load_acquire(&r.tail) + n > RING_BYTES:
-        r.dropped += 1
-        return False
-    rec.size = <uint32_t>n
-    cdef uint64_t at = head
-    _ring_put(r, &at, <const char *>rec, sizeof(LogRecord))
-    for i in range(count):
-        _ring_put(r, &at, strings[i], lengths[i])
-    fm_store_release(&r.head, head + n)
-    return True

@@ -12,7 +12,7 @@
 # escaped "?" for one), for regexes that hit their limit, for headers that are repeated, lists, or spelled with
 # other dashes, and for what a tunnel (CONNECT, opaque bytes) does not show.
 #
-# Here are the rules themselves, as io/load_policy.pxd makes them of a snapshot; they belong to it and are read only.
+# Here are the rules themselves, as face/load_policy.pxd makes them of a snapshot; they belong to it and are read only.
 # policy_caller settles what a connection says, policy_request reads a request as rules look at it, policy_headers
 # compares its headers, policy_scratch its regexes, and policy_judge decides.
 

@@ -5,6 +5,7 @@
 # Listener or Service of an old snapshot therefore stays valid until the last exchange that uses it ends.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 from fastmesh.core.sys.posix cimport sockaddr_storage, socklen_t
 from fastmesh.core.traffic.counters cimport ServiceRow
@@ -144,9 +145,17 @@ cdef struct Snapshot:
     Text own_id           # SPIFFE id of this workload; empty without identity
     Policy *policies      # all of them: they own regexes
     double log_sample     # 0: no access log
-    uint64_t drain_ms
     void *blocks          # list of allocations (Block)
 
 cdef struct Block:
     Block *next
+
+
+cdef inline ListenerConf *listener_named(const Snapshot *s, const char *name, size_t n) noexcept nogil:
+    """The listener of that name; NULL: there is none."""
+    cdef uint32_t i
+    for i in range(s.nlisteners):
+        if s.listeners[i].name.len == n and memcmp(s.listeners[i].name.ptr, name, n) == 0:
+            return &s.listeners[i]
+    return NULL
 

@@ -3,7 +3,7 @@
 # The text is hashed once from its beginning; at each length that some pattern has, a table tells whether the
 # text so far is one. The cost is that of the text (up to the longest pattern) and of the lengths that occur,
 # not of the number of patterns. Each pattern carries, for its three kinds, the set of rules that name it.
-# Filled at load time (io/load_policy.pxd), then read only.
+# Filled at load time (face/load_policy.pxd), then read only.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp

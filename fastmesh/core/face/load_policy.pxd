@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmesh.core.io.load_block cimport _block, _text
+from fastmesh.core.face.load_block cimport load_block, load_text
 from fastmesh.core.io.state cimport Worker
 from fastmesh.core.sys.pcre2 cimport pcre2_code, pcre2_code_free, pcre2_get_error_message
 from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, inet_pton
@@ -66,7 +66,7 @@ cdef inline int _header(Snapshot *s, Policy *p, HeaderRule *out, dict d) except 
         if p.nnames == POLICY_NAMES:
             raise ValueError(f"rules look at more than {POLICY_NAMES} headers")
         i = p.nnames
-        _text(s, &p.names[i], name.decode())
+        load_text(s, &p.names[i], name.decode())
         p.nnames += 1
         p.name_lengths |= <uint64_t>1 << min(63, len(name))
         at = index_slot(index_hash(name, len(name)), 255)
@@ -74,7 +74,7 @@ cdef inline int _header(Snapshot *s, Policy *p, HeaderRule *out, dict d) except 
             at = (at + 1) & 255
         p.name_slots[at] = <uint8_t>(i + 1)
     out.name = i
-    _text(s, &out.spelled, spelled.decode())
+    load_text(s, &out.spelled, spelled.decode())
     p.underscores |= b"_" in spelled
     if d.get("present") is not None:
         out.kind = HEADER_PRESENT if d["present"] else HEADER_ABSENT
@@ -83,7 +83,7 @@ cdef inline int _header(Snapshot *s, Policy *p, HeaderRule *out, dict d) except 
     if kind == "regex":
         out.regex = _compiled(d[kind])
     else:
-        _text(s, &out.value, d[kind])
+        load_text(s, &out.value, d[kind])
     out.kind = kinds[kind]
     return 0
 
@@ -117,15 +117,15 @@ cdef inline int _index(Snapshot *s, TextIndex *t, dict patterns) except -1:
     while slots < 2 * t.count:
         slots *= 2
     t.mask = slots - 1
-    t.slots = <uint32_t *>_block(s, slots * sizeof(uint32_t))
-    t.entries = <IndexEntry *>_block(s, (t.count + 1) * sizeof(IndexEntry))
+    t.slots = <uint32_t *>load_block(s, slots * sizeof(uint32_t))
+    t.entries = <IndexEntry *>load_block(s, (t.count + 1) * sizeof(IndexEntry))
     for i in range(t.count):
         text = texts[i]
         if len(text) > INDEX_TEXT:
             raise ValueError(f"a pattern is longer than {INDEX_TEXT} bytes")
         e = &t.entries[i]
         e.len = <uint32_t>len(text)
-        e.text = <char *>_block(s, e.len + 1)
+        e.text = <char *>load_block(s, e.len + 1)
         memcpy(<char *>e.text, <char *>text, e.len)
         e.hash = index_hash(e.text, e.len)
         t.lengths[e.len >> 6] |= <uint64_t>1 << (e.len & 63)
@@ -153,27 +153,27 @@ cdef inline int _conditions(Snapshot *s, Policy *p, Conditions *c, dict d, str f
     cdef list headers = d.get(form + "headers") or []
     cdef uint32_t i
     c.unauthenticated = "unauthenticated" in (d.get(form + "from") or ())
-    c.ids = <Text *>_block(s, (len(ids) + 1) * sizeof(Text))
+    c.ids = <Text *>load_block(s, (len(ids) + 1) * sizeof(Text))
     for i in range(<uint32_t>len(ids)):
-        _text(s, &c.ids[i], ids[i])
+        load_text(s, &c.ids[i], ids[i])
     c.nfrom = <uint32_t>len(ids)
-    c.sources = <Cidr *>_block(s, (len(sources) + 1) * sizeof(Cidr))
+    c.sources = <Cidr *>load_block(s, (len(sources) + 1) * sizeof(Cidr))
     for i in range(<uint32_t>len(sources)):
         _cidr(&c.sources[i], sources[i])
     c.nsources = <uint32_t>len(sources)
-    c.ports = <uint16_t *>_block(s, (len(ports) + 1) * sizeof(uint16_t))
+    c.ports = <uint16_t *>load_block(s, (len(ports) + 1) * sizeof(uint16_t))
     for i in range(<uint32_t>len(ports)):
         c.ports[i] = ports[i]
     c.nports = <uint32_t>len(ports)
-    c.methods = <Text *>_block(s, (len(methods) + 1) * sizeof(Text))
+    c.methods = <Text *>load_block(s, (len(methods) + 1) * sizeof(Text))
     for i in range(<uint32_t>len(methods)):
-        _text(s, &c.methods[i], methods[i])
+        load_text(s, &c.methods[i], methods[i])
     c.nmethods = <uint32_t>len(methods)
-    c.regexes = <pcre2_code **>_block(s, (len(regexes) + 1) * sizeof(void *))
+    c.regexes = <pcre2_code **>load_block(s, (len(regexes) + 1) * sizeof(void *))
     for i in range(<uint32_t>len(regexes)):
         c.regexes[i] = _compiled(regexes[i])
         c.nregexes += 1
-    c.headers = <HeaderRule *>_block(s, (len(headers) + 1) * sizeof(HeaderRule))
+    c.headers = <HeaderRule *>load_block(s, (len(headers) + 1) * sizeof(HeaderRule))
     for i in range(<uint32_t>len(headers)):
         c.nheaders += 1
         _header(s, p, &c.headers[i], headers[i])
@@ -253,12 +253,12 @@ cdef inline int _list(Worker *w, Snapshot *s, Policy *p, PolicyList *l, list rul
     if len(rules) > POLICY_RULES:
         raise ValueError(f"more than {POLICY_RULES} rules")
     l.deny = deny
-    l.rules = <PolicyRule *>_block(s, (len(rules) + 1) * sizeof(PolicyRule))
+    l.rules = <PolicyRule *>load_block(s, (len(rules) + 1) * sizeof(PolicyRule))
     for i in range(<uint32_t>len(rules)):
         d = rules[i]
         r = &l.rules[i]
         l.n += 1                               # what has been compiled of it is freed with the snapshot
-        _text(s, &r.name, d["name"])
+        load_text(s, &r.name, d["name"])
         r.row = _row(w, d["slot"])
         _conditions(s, p, &r.when, d, "")
         _conditions(s, p, &r.unless, d, "not_")
@@ -318,7 +318,7 @@ cdef inline Policy *load_policy(Worker *w, Snapshot *s, dict d) except? NULL:
         return NULL
     if policy_scratch_init(&w.policy, &w.row.counters[<int>K_REGEX_LIMITS]) != 0:
         raise MemoryError()
-    p = <Policy *>_block(s, sizeof(Policy))
+    p = <Policy *>load_block(s, sizeof(Policy))
     p.next = s.policies
     s.policies = p
     p.audit = d.get("mode", "enforce") == "audit"

@@ -8,7 +8,7 @@ from fastmesh.core.traffic.snapshot cimport Block, Snapshot
 from fastmesh.core.traffic.text_index cimport Text
 
 
-cdef inline void *_block(Snapshot *s, size_t n) except NULL:
+cdef inline void *load_block(Snapshot *s, size_t n) except NULL:
     """Zeroed memory that lives as long as the snapshot."""
     cdef Block *b = <Block *>calloc(1, sizeof(Block) + n)
     if b == NULL:
@@ -18,9 +18,9 @@ cdef inline void *_block(Snapshot *s, size_t n) except NULL:
     return b + 1
 
 
-cdef inline int _text(Snapshot *s, Text *out, object value) except -1:
+cdef inline int load_text(Snapshot *s, Text *out, object value) except -1:
     cdef bytes raw = (value or "").encode()
     out.len = <uint32_t>len(raw)
-    out.ptr = <char *>_block(s, len(raw) + 1)
+    out.ptr = <char *>load_block(s, len(raw) + 1)
     memcpy(out.ptr, <char *>raw, len(raw))
     return 0

@@ -5,7 +5,7 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from fastmesh.core.io.load_block cimport _block
+from fastmesh.core.face.load_block cimport load_block
 from fastmesh.core.io.original cimport destination_of
 from fastmesh.core.sys.posix cimport (
     AF_INET, AF_INET6, AF_UNIX, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_storage,
@@ -13,7 +13,7 @@ from fastmesh.core.sys.posix cimport (
 from fastmesh.core.traffic.destination cimport (
     DEST_NONE, DEST_SHARED, Destination, DestinationEntry, Destinations, destination_slot,
 )
-from fastmesh.core.traffic.snapshot cimport ListenerConf, PortConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, Snapshot
+from fastmesh.core.traffic.snapshot cimport ListenerConf, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, PortConf, Snapshot
 
 
 cdef inline int _destination(dict d, Destination *out) except -1:
@@ -71,8 +71,8 @@ cdef inline int load_destinations(Snapshot *s, list services) except -1:
         return 0
     while slots < 2 * <uint32_t>len(claims):
         slots *= 2
-    t.entries = <DestinationEntry *>_block(s, slots * sizeof(DestinationEntry))
-    t.sharers = <int32_t *>_block(s, sum(map(len, claims.values())) * sizeof(int32_t))
+    t.entries = <DestinationEntry *>load_block(s, slots * sizeof(DestinationEntry))
+    t.sharers = <int32_t *>load_block(s, sum(map(len, claims.values())) * sizeof(int32_t))
     t.mask = slots - 1
     for key, owners in claims.items():
         e = destination_slot(t, <const Destination *><const char *>key)
@@ -100,7 +100,7 @@ cdef inline int load_transparent(Snapshot *s, ListenerConf *out, dict d) except 
     out.direct = d.get("direct", -1)
     if out.direct >= <int32_t>s.nservices:
         raise ValueError(f"listener {d['name']!r}: no service {out.direct}")
-    out.ports = <PortConf *>_block(s, (len(ports) + 1) * sizeof(PortConf))
+    out.ports = <PortConf *>load_block(s, (len(ports) + 1) * sizeof(PortConf))
     for i in range(<uint32_t>len(ports)):
         out.ports[i].port = ports[i]["port"]
         out.ports[i].protocol = {"http": PROTO_HTTP, "tcp": PROTO_TCP, "auto": PROTO_AUTO}[ports[i]["protocol"]]

@@ -6,9 +6,10 @@ from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
 from fastmesh.core.base.list cimport Node
-from fastmesh.core.io.load_block cimport _block, _text
-from fastmesh.core.io.load_destinations cimport load_destinations, load_transparent
-from fastmesh.core.io.load_policy cimport load_policy
+from fastmesh.core.face.load_block cimport load_block, load_text
+from fastmesh.core.face.load_destinations cimport load_destinations, load_transparent
+from fastmesh.core.face.load_policy cimport load_policy
+from fastmesh.core.face.load_tls cimport load_identity, load_public_client, load_public_server
 from fastmesh.core.io.snapshot_ref cimport snapshot_unref
 from fastmesh.core.io.state cimport Upstream, Worker
 from fastmesh.core.io.upstream cimport upstream_new
@@ -19,13 +20,10 @@ from fastmesh.core.traffic.counters cimport S_ACTIVE, area_health, area_service
 from fastmesh.core.traffic.route cimport name_hash
 from fastmesh.core.traffic.snapshot cimport (
     Endpoint, FWD_APPEND, FWD_AUTO, FWD_KEEP, FWD_REMOVE, FWD_REPLACE, ListenerConf, NORMALIZE_AUTO, NORMALIZE_OFF,
-    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, Service,
-    SVC_AUTO, SVC_HTTP1, SVC_HTTP2, SVC_TCP, Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE, TLS_PUBLIC,
+    NORMALIZE_ON, PROTO_AUTO, PROTO_HTTP, PROTO_TCP, REUSE_IDEMPOTENT, REUSE_OFF, REUSE_REPLAYABLE, SVC_AUTO,
+    SVC_HTTP1, SVC_HTTP2, SVC_TCP, Service, Snapshot, SniRoute, TLS_MESH, TLS_NONE, TLS_PASSTHROUGH, TLS_PERMISSIVE,
+    TLS_PUBLIC,
 )
-from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_CTX_free, TLS1_2_VERSION, TLS1_3_VERSION
-from fastmesh.core.wire.tls_context cimport tls_context, tls_federate, tls_revoke
-from fastmesh.core.wire.tls_tickets cimport TlsTickets
-from fastmesh.core.wire.tls_public cimport tls_public_choice, tls_public_client, tls_public_server
 
 
 cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
@@ -42,14 +40,14 @@ cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
         if inet_pton(AF_INET, host, &v4.sin_addr) != 1:
             raise ValueError(f"endpoint address {d!r} is not IPv4")
         e.address_len = sizeof(sockaddr_in)
-        _text(s, &e.text, d["host"] if d.get("keep_port") else f"{d['host']}:{port}")
+        load_text(s, &e.text, d["host"] if d.get("keep_port") else f"{d['host']}:{port}")
     elif family == "inet6":
         v6.sin6_family = AF_INET6
         v6.sin6_port = htons(<uint16_t>port)
         if inet_pton(AF_INET6, host, &v6.sin6_addr) != 1:
             raise ValueError(f"endpoint address {d!r} is not IPv6")
         e.address_len = sizeof(sockaddr_in6)
-        _text(s, &e.text, f"[{d['host']}]" if d.get("keep_port") else f"[{d['host']}]:{port}")
+        load_text(s, &e.text, f"[{d['host']}]" if d.get("keep_port") else f"[{d['host']}]:{port}")
     elif family == "unix":
         path = d["path"].encode()
         if <size_t>len(path) >= sizeof(un.sun_path):
@@ -60,7 +58,7 @@ cdef inline int _endpoint(Snapshot *s, Endpoint *e, dict d) except -1:
         if path[:1] == b"@":                     # abstract namespace
             un.sun_path[0] = 0
             e.address_len -= 1
-        _text(s, &e.text, "unix:" + d["path"])
+        load_text(s, &e.text, "unix:" + d["path"])
     else:
         raise ValueError(f"unknown address family {family!r}")
     e.health = d.get("health", -1)
@@ -96,74 +94,16 @@ cdef inline dict _pools(Worker *w):
     return pools
 
 
-cdef inline bytes _alpn(list names):
-    """Protocols in wire form (RFC 7301 3.1)."""
-    return b"".join([bytes([len(name)]) + name.encode() for name in names])
-
-
-cdef inline int _min_version(dict d) except -1:
-    return {"1.2": TLS1_2_VERSION, "1.3": TLS1_3_VERSION}[d.get("min_version") or "1.2"]
-
-
-cdef inline SSL_CTX *_public_client(dict d) except NULL:
-    """The context of a service with ordinary TLS."""
-    cdef char err[512]
-    cdef dict c = d["tls_context"]
-    cdef bytes name = c["server_name"].encode()
-    cdef bytes ca = (c.get("ca") or "").encode()
-    cdef bytes certificate = (c.get("certificate") or "").encode()
-    cdef bytes key = (c.get("key") or "").encode()
-    cdef bytes alpn = _alpn(c.get("alpn") or [])
-    cdef SSL_CTX *ctx = tls_public_client(
-        name, <const char *>ca if ca else NULL, <const char *>certificate if certificate else NULL, key,
-        <const unsigned char *><const char *>alpn if alpn else NULL, len(alpn), _min_version(c), err, sizeof(err))
-    if ctx == NULL:
-        raise ValueError(f"service {d['name']!r}: tls: " + (<bytes>err).decode("utf-8", "replace"))
-    return ctx
-
-
-cdef inline int _public_server(Worker *w, ListenerConf *out, dict d) except -1:
-    """The contexts of a listener that ends ordinary TLS: `out` has the first, that one the others."""
-    cdef char err[512]
-    cdef SSL_CTX *ctx
-    cdef dict c = d.get("tls_settings") or {}
-    cdef bytes name = d["name"].encode()
-    cdef bytes ca = (c.get("client_ca") or "").encode()
-    cdef bytes alpn = _alpn(c.get("alpn") or [])
-    cdef bytes certificate
-    cdef bytes key
-    cdef bint ok
-    for one in d["tls_contexts"]:
-        certificate = one["certificate"].encode()
-        key = one["key"].encode()
-        ctx = tls_public_server(
-            name, certificate, key, <const char *>ca if ca else NULL, &w.area.tickets,
-            <const unsigned char *><const char *>alpn if alpn else NULL, len(alpn), _min_version(c), err, sizeof(err))
-        if ctx == NULL:
-            raise ValueError(f"listener {d['name']!r}: tls: " + (<bytes>err).decode("utf-8", "replace"))
-        if out.tls_ctx == NULL:
-            out.tls_ctx = ctx
-            ok = tls_public_choice(ctx, ctx)
-        else:
-            ok = tls_public_choice(<SSL_CTX *>out.tls_ctx, ctx)
-            SSL_CTX_free(ctx)
-        if not ok:
-            raise MemoryError()
-    if out.tls_ctx == NULL:
-        raise ValueError(f"listener {d['name']!r}: TLS without a certificate")
-    return 0
-
-
 cdef inline int _sni(Snapshot *s, ListenerConf *out, dict d) except -1:
     """Which name goes to which service."""
     cdef list routes = d.get("sni") or []
     cdef uint32_t i
     cdef SniRoute *r
-    out.sni = <SniRoute *>_block(s, (len(routes) + 1) * sizeof(SniRoute))
+    out.sni = <SniRoute *>load_block(s, (len(routes) + 1) * sizeof(SniRoute))
     for i in range(<uint32_t>len(routes)):
         r = &out.sni[i]
         r.wildcard = routes[i]["name"].startswith("*.")
-        _text(s, &r.name, routes[i]["name"][1 if r.wildcard else 0:])
+        load_text(s, &r.name, routes[i]["name"][1 if r.wildcard else 0:])
         r.service = routes[i]["service"]
         if not 0 <= r.service < <int32_t>s.nservices:
             raise ValueError(f"listener {d['name']!r}: no service {r.service}")
@@ -176,8 +116,8 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     cdef list endpoints = d["endpoints"]
     cdef uint32_t i
     cdef bytes key
-    _text(s, &out.name, d["name"])
-    _text(s, &out.spiffe_id, d.get("spiffe_id"))
+    load_text(s, &out.name, d["name"])
+    load_text(s, &out.spiffe_id, d.get("spiffe_id"))
     out.slot = d["slot"]
     if out.slot >= w.area.services:
         raise ValueError(f"service {d['name']!r}: there is room for {w.area.services} services only")
@@ -186,7 +126,7 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
         out.row.counters[S_ACTIVE] = 0           # what a dead predecessor left
     out.tls = {"none": TLS_NONE, "mesh": TLS_MESH, "tls": TLS_PUBLIC}[d["tls"]]
     if out.tls == TLS_PUBLIC:
-        out.tls_ctx = _public_client(d)
+        out.tls_ctx = load_public_client(d)
         identity = hashlib.sha256(repr(d["tls_context"]).encode()).hexdigest().encode()
     out.reuse_retry = {"replayable": REUSE_REPLAYABLE, "idempotent": REUSE_IDEMPOTENT, "off": REUSE_OFF}[
         d.get("reuse_retry", "replayable")]
@@ -205,7 +145,7 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
     out.pool_idle_max = d["pool_idle_max"]
     out.pool_idle_timeout_ms = d["pool_idle_timeout_ms"]
     out.policy = load_policy(w, s, d)
-    out.endpoints = <Endpoint *>_block(s, max(1, len(endpoints)) * sizeof(Endpoint))
+    out.endpoints = <Endpoint *>load_block(s, max(1, len(endpoints)) * sizeof(Endpoint))
     for i in range(<uint32_t>len(endpoints)):
         _endpoint(s, &out.endpoints[i], endpoints[i])
         if out.endpoints[i].health >= <int32_t>w.area.health:
@@ -226,7 +166,7 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     cdef dict forwarding = {"keep": FWD_KEEP, "append": FWD_APPEND, "replace": FWD_REPLACE, "remove": FWD_REMOVE,
                             "auto": FWD_AUTO}
     cdef dict client_cert = {"keep": FWD_KEEP, "append": FWD_APPEND, "set": FWD_REPLACE, "remove": FWD_REMOVE}
-    _text(s, &out.name, d["name"])
+    load_text(s, &out.name, d["name"])
     out.outbound = d["role"] == "outbound"
     out.inbound = d["role"] == "inbound"
     out.protocol = {"http": PROTO_HTTP, "tcp": PROTO_TCP, "auto": PROTO_AUTO}[d["protocol"]]
@@ -236,7 +176,7 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     if out.service >= <int32_t>s.nservices:
         raise ValueError(f"listener {d['name']!r}: no service {out.service}")
     if out.tls == TLS_PUBLIC:
-        _public_server(w, out, d)
+        load_public_server(w, out, d)
     elif out.tls == TLS_PASSTHROUGH:
         _sni(s, out, d)
     elif out.tls and s.server_ctx == NULL:
@@ -268,55 +208,6 @@ cdef inline int _listener(Worker *w, Snapshot *s, ListenerConf *out, dict d) exc
     return 0
 
 
-cdef inline int _trust(SSL_CTX *ctx, dict identity) except -1:
-    """Other trust domains and the deny list."""
-    cdef char err[512]
-    cdef bytes serial
-    cdef list serials = []
-    for domain, bundle in sorted((identity.get("federated") or {}).items()):
-        if not tls_federate(ctx, domain.encode(), bundle.encode(), err, sizeof(err)):
-            raise ValueError(f"identity: {domain}: " + (<bytes>err).decode("utf-8", "replace"))
-    for text in identity.get("revoked") or ():
-        serials.append(bytes.fromhex(text.zfill(len(text) + len(text) % 2)).lstrip(b"\0"))
-    serials.sort(key=lambda serial: (len(serial), serial))        # the order in which they are kept
-    for serial in serials:
-        if not tls_revoke(ctx, serial, len(serial)):
-            raise ValueError(f"identity: {serial.hex()!r} on the deny list is no serial number")
-    return 0
-
-
-cdef inline SSL_CTX *mesh_context(bint server, dict identity, str trust_domain, TlsTickets *tickets) except NULL:
-    """A TLS context of the workload, to serve with or to call with. Raises ValueError."""
-    cdef char err[512]
-    cdef bytes certificate = identity["certificate"].encode()
-    cdef bytes key = identity["key"].encode()
-    cdef bytes bundle = identity["bundle"].encode()
-    cdef bytes domain = trust_domain.encode()
-    # what is spoken of it is each connection's
-    cdef const unsigned char *alpn = <const unsigned char *>b"\x02h2\x08http/1.1"
-    cdef SSL_CTX *ctx = tls_context(server, certificate, key, bundle, domain, tickets, alpn, 12, err, sizeof(err))
-    if ctx == NULL:
-        raise ValueError("identity: " + (<bytes>err).decode("utf-8", "replace"))
-    try:
-        _trust(ctx, identity)
-    except BaseException:
-        SSL_CTX_free(ctx)
-        raise
-    return ctx
-
-
-cdef inline int _identity(Worker *w, Snapshot *s, dict d) except -1:
-    """The TLS contexts of the workload: one to serve with, one to call with."""
-    cdef dict identity = d.get("identity")
-    if not identity:
-        return 0
-    s.not_after = identity.get("not_after") or 0
-    _text(s, &s.own_id, identity.get("spiffe_id") or f"spiffe://{d['trust_domain']}/{d['workload']}")
-    s.server_ctx = mesh_context(True, identity, d["trust_domain"], &w.area.tickets)
-    s.client_ctx = mesh_context(False, identity, d["trust_domain"], NULL)
-    return 0
-
-
 cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
     import hashlib
     cdef list services = d["services"]
@@ -330,13 +221,12 @@ cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
     if d.get("format") != 1:
         raise ValueError(f"snapshot format {d.get('format')!r} is not known")
     s.number = d["number"]
-    s.drain_ms = d["drain_ms"]
     s.mark = d.get("mark", 0)
     s.passthrough = -1
     s.log_sample = log["sample"] if log else 0.0
-    _identity(w, s, d)
+    load_identity(w, s, d)
     identity = hashlib.sha256(repr(d.get("identity")).encode()).hexdigest().encode()
-    s.services = <Service *>_block(s, (len(services) + 1) * sizeof(Service))
+    s.services = <Service *>load_block(s, (len(services) + 1) * sizeof(Service))
     for i in range(<uint32_t>len(services)):
         s.nservices += 1
         _service(w, s, &s.services[i], services[i], pools, identity)
@@ -345,14 +235,14 @@ cdef inline int _fill(Worker *w, Snapshot *s, dict d) except -1:
     load_destinations(s, services)
     while slots < 2 * s.nservices:
         slots *= 2
-    s.names = <uint32_t *>_block(s, slots * sizeof(uint32_t))
+    s.names = <uint32_t *>load_block(s, slots * sizeof(uint32_t))
     s.names_mask = slots - 1
     for i in range(s.nservices):
         at = name_hash(s.services[i].name.ptr, s.services[i].name.len) & s.names_mask
         while s.names[at] != 0:
             at = (at + 1) & s.names_mask
         s.names[at] = i + 1
-    s.listeners = <ListenerConf *>_block(s, (len(listeners) + 1) * sizeof(ListenerConf))
+    s.listeners = <ListenerConf *>load_block(s, (len(listeners) + 1) * sizeof(ListenerConf))
     for i in range(<uint32_t>len(listeners)):
         s.nlisteners += 1
         _listener(w, s, &s.listeners[i], listeners[i])
