@@ -10,21 +10,20 @@ from libc.string cimport memset
 from fastmesh.core.base.list cimport list_append, list_empty, list_init, list_remove, node_linked
 from fastmesh.core.base.reason cimport (
     R_NO_MEMORY, R_STREAM_TIMEOUT, R_UPSTREAM_CLOSED, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_NO_UPGRADE,
-    R_UPSTREAM_PING_TIMEOUT, R_UPSTREAM_RESET,
-    R_UPSTREAM_STREAM_REFUSED, R_UPSTREAM_STREAM_RESET, R_UPSTREAM_TIMEOUT,
+    R_UPSTREAM_PING_TIMEOUT, R_UPSTREAM_RESET, R_UPSTREAM_STREAM_REFUSED, R_UPSTREAM_STREAM_RESET, R_UPSTREAM_TIMEOUT,
 )
 from fastmesh.core.base.timer cimport Timer
 from fastmesh.core.io.connection cimport conn_dirty, conn_timeout
 from fastmesh.core.io.exchange cimport (
     exchange_byte_seen, exchange_dial_again, exchange_drop_kept, exchange_play, exchange_response_data,
-    exchange_response_end, exchange_response_head,
-    exchange_upstream_failed, exchange_writable,
+    exchange_response_end, exchange_response_head, exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.forwarded cimport forwarded_fields
 from fastmesh.core.io.h2_conn cimport (
-    h2_conn_discards, h2_conn_end, h2_conn_free, h2_conn_new, h2_conn_pack, h2_conn_silent, h2_conn_wake,
-    h2_conn_watch, h2_end_backlog, h2_end_data, h2_end_drop, h2_end_finish, h2_end_free, h2_end_new, h2_end_none,
-    h2_end_of, h2_end_of_node, h2_end_resume, h2_end_timeout, h2_end_took,
+    h2_conn_blame, h2_conn_discards, h2_conn_drained, h2_conn_end, h2_conn_free, h2_conn_idle, h2_conn_new,
+    h2_conn_pack, h2_conn_ready, h2_conn_silent, h2_conn_wake, h2_conn_watch, h2_end_backlog, h2_end_data,
+    h2_end_drop, h2_end_finish, h2_end_free, h2_end_new, h2_end_none, h2_end_of, h2_end_of_node, h2_end_of_timer,
+    h2_end_resume, h2_end_timeout, h2_end_took,
 )
 from fastmesh.core.io.parked cimport parked_next
 from fastmesh.core.io.state cimport (
@@ -35,7 +34,7 @@ from fastmesh.core.io.state cimport (
 from fastmesh.core.io.upstream cimport upstream_left
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
-    K_H2_FLOODS_UPSTREAM, K_H2_GOAWAYS_RECEIVED_UPSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_REFUSED_UPSTREAM,
+    K_H2_GOAWAYS_RECEIVED_UPSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_REFUSED_UPSTREAM,
     K_H2_RESETS_RECEIVED_UPSTREAM, K_HTTP2_UPSTREAM,
 )
 from fastmesh.core.traffic.snapshot cimport TLS_PUBLIC
@@ -135,6 +134,14 @@ cdef inline void _free_end(Worker *w, H2End *e) noexcept nogil:
         h2_client_spare(w, h)
 
 
+cdef inline void _drop(Worker *w, H2End *e, uint32_t code) noexcept nogil:
+    """Reset a stream that no exchange has any more."""
+    cdef H2Conn *h = e.on
+    h2_end_drop(w, e, code)
+    if h.nstreams == 0:
+        h2_client_spare(w, h)
+
+
 cdef inline int h2_client_take(Worker *w, H2Conn *h, Exchange *x) noexcept nogil:
     """A stream for `x`; 0, or -1 without memory."""
     cdef H2End *e = h2_end_new(w, h, &w.ops.h2_client_end, stream_timer)
@@ -229,9 +236,7 @@ cdef inline void _bad(H2 *h2, H2Stream *s, int reason) noexcept nogil:
     cdef H2End *e = <H2End *>s
     cdef Exchange *x = e.end.ex
     e.end.ex = NULL
-    h2_end_drop(w, e, H2_PROTOCOL_ERROR)
-    if e.on.nstreams == 0:
-        h2_client_spare(w, e.on)
+    _drop(w, e, H2_PROTOCOL_ERROR)
     if x != NULL:
         exchange_upstream_failed(w, x, reason, True)
 
@@ -283,7 +288,7 @@ cdef inline void _goaway(H2 *h2, int32_t last, uint32_t code) noexcept nogil:
 # ---------------------------------------------------------------- the connection
 
 cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
-    """The connection cannot go on: neither can its streams."""
+    """Its streams cannot go on."""
     cdef H2End *e
     cdef bint sent
     _fail_waiting(w, h, reason)
@@ -296,11 +301,8 @@ cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
 
 
 cdef inline void _fail(Worker *w, H2Conn *h, int reason) noexcept nogil:
-    """What the endpoint sent is no HTTP/2, or too much of it: the codec has said so in a GOAWAY."""
-    w.row.reasons[reason] += 1
-    w.row.counters[K_H2_GOAWAYS_SENT_UPSTREAM] += 1
-    if reason == R_UPSTREAM_H2_FLOOD:
-        w.row.counters[K_H2_FLOODS_UPSTREAM] += 1
+    """The connection cannot go on."""
+    h2_conn_blame(w, h, reason, reason == R_UPSTREAM_H2_FLOOD)
     _out_of_pool(h)
     h.state = H2_LEFT
     _fail_streams(w, h, reason)
@@ -352,14 +354,6 @@ cdef inline void _error(Worker *w, Conn *c, int reason) noexcept nogil:
     _destroy(w, h)
 
 
-cdef inline void _drained(Worker *w, Conn *c) noexcept nogil:
-    pass
-
-
-cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
-    pass                                         # never: it is ready before it has a codec
-
-
 cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
     cdef H2Conn *h = <H2Conn *>c.owner
     if h.state == H2_DISCARD:
@@ -370,21 +364,14 @@ cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
         _error(w, c, R_UPSTREAM_PING_TIMEOUT)
 
 
-cdef inline bint _is_idle(Conn *c) noexcept nogil:
-    return (<H2Conn *>c.owner).nstreams == 0
-
-
 cdef inline void stream_timer(void *worker, Timer *t) noexcept nogil:
     """Nothing has moved on a stream for too long."""
     cdef Worker *w = <Worker *>worker
-    cdef H2End *e = <H2End *>(<char *>t - <size_t>&(<H2End *>NULL).timer)
-    cdef H2Conn *h = e.on
+    cdef H2End *e = h2_end_of_timer(t)
     cdef Exchange *x = e.end.ex
     cdef int reason = R_STREAM_TIMEOUT
     if x == NULL:
-        h2_end_drop(w, e, H2_CANCEL)             # it does not take the rest of the request
-        if h.nstreams == 0:
-            h2_client_spare(w, h)
+        _drop(w, e, H2_CANCEL)                   # it does not take the rest of the request
         return
     if e.s.held:
         h2_end_timeout(w, e, e.idle_ms)          # the client is slow to read: its clock runs
@@ -395,9 +382,7 @@ cdef inline void stream_timer(void *worker, Timer *t) noexcept nogil:
             return
         reason = R_UPSTREAM_TIMEOUT
     e.end.ex = NULL
-    h2_end_drop(w, e, H2_CANCEL)
-    if h.nstreams == 0:
-        h2_client_spare(w, h)
+    _drop(w, e, H2_CANCEL)
     exchange_upstream_failed(w, x, reason, True)
 
 
@@ -458,17 +443,13 @@ cdef inline void _end_release(Worker *w, End *end) noexcept nogil:
 
 
 cdef inline void _end_abort(Worker *w, End *end, int reason, uint32_t code) noexcept nogil:
-    cdef H2End *e = h2_end_of(end)
-    cdef H2Conn *h = e.on
-    h2_end_drop(w, e, code if code else H2_CANCEL)
-    if h.nstreams == 0:
-        h2_client_spare(w, h)
+    _drop(w, h2_end_of(end), code if code else H2_CANCEL)
 
 
 cdef inline void h2_client_init(ConnOps *ops, EndOps *end, H2Hooks *hooks) noexcept nogil:
     ops[0] = ConnOps(
-        on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_error, on_ready=_ready, on_timer=_timer,
-        on_flush=_flush, on_drain=NULL, on_expiry=NULL, idle=_is_idle)
+        on_input=_input, on_eof=_eof, on_drained=h2_conn_drained, on_error=_error, on_ready=h2_conn_ready,
+        on_timer=_timer, on_flush=_flush, on_drain=NULL, on_expiry=NULL, idle=h2_conn_idle)
     end[0] = EndOps(
         head=_end_head, data=h2_end_data, finish=h2_end_finish, release=_end_release, abort=_end_abort,
         resume=h2_end_resume, raw=h2_end_none, detach=h2_end_none)

@@ -24,9 +24,9 @@ from fastmesh.core.io.state cimport (
     H2_DISCARD, H2_LEAVING, H2_LEFT, H2_OPEN, LINGER_BYTES, TX_HIGH, Worker,
 )
 from fastmesh.core.traffic.counters cimport (
-    G_H2_DOWNSTREAM, G_H2_UPSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_PINGS_DOWNSTREAM,
-    K_H2_PINGS_UPSTREAM, K_H2_RESETS_SENT_DOWNSTREAM, K_H2_RESETS_SENT_UPSTREAM, K_H2_STREAMS_DOWNSTREAM,
-    K_H2_STREAMS_UPSTREAM,
+    G_H2_DOWNSTREAM, G_H2_UPSTREAM, K_H2_FLOODS_DOWNSTREAM, K_H2_FLOODS_UPSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM,
+    K_H2_GOAWAYS_SENT_UPSTREAM, K_H2_PINGS_DOWNSTREAM, K_H2_PINGS_UPSTREAM, K_H2_RESETS_SENT_DOWNSTREAM,
+    K_H2_RESETS_SENT_UPSTREAM, K_H2_STREAMS_DOWNSTREAM, K_H2_STREAMS_UPSTREAM,
 )
 from fastmesh.core.wire.http2 cimport (
     h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_ping, h2_settings_late, h2_settings_since,
@@ -51,6 +51,10 @@ cdef inline H2End *h2_end_of(End *e) noexcept nogil:
 
 cdef inline H2End *h2_end_of_node(Node *n) noexcept nogil:
     return <H2End *>(<char *>n - <size_t>&(<H2End *>NULL).node)
+
+
+cdef inline H2End *h2_end_of_timer(Timer *t) noexcept nogil:
+    return <H2End *>(<char *>t - <size_t>&(<H2End *>NULL).timer)
 
 
 cdef inline H2Conn *h2_conn_of_pooled(Node *n) noexcept nogil:
@@ -183,6 +187,28 @@ cdef inline bint h2_conn_discards(Worker *w, H2Conn *h, size_t n) noexcept nogil
     """What comes after the end: True as long as it is thrown away, False: it is too much."""
     h.discarded += <uint32_t>n
     return h.discarded <= LINGER_BYTES
+
+
+cdef inline void h2_conn_blame(Worker *w, H2Conn *h, int reason, bint flood) noexcept nogil:
+    """Count that what the peer sent is no HTTP/2, or too much of it: the codec has said so in a GOAWAY."""
+    w.row.reasons[reason] += 1
+    h2_count(w, h, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_GOAWAYS_SENT_UPSTREAM)
+    if flood:
+        h2_count(w, h, K_H2_FLOODS_DOWNSTREAM, K_H2_FLOODS_UPSTREAM)
+
+
+# What both roles' ConnOps are made of.
+
+cdef inline void h2_conn_drained(Worker *w, Conn *c) noexcept nogil:
+    pass                                         # the codec says which stream may go on
+
+
+cdef inline void h2_conn_ready(Worker *w, Conn *c) noexcept nogil:
+    pass                                         # never: it is ready before it has a codec
+
+
+cdef inline bint h2_conn_idle(Conn *c) noexcept nogil:
+    return (<H2Conn *>c.owner).nstreams == 0
 
 
 # ---------------------------------------------------------------- clocks

@@ -9,9 +9,8 @@ from libc.string cimport memset
 
 from fastmesh.core.base.list cimport list_empty
 from fastmesh.core.base.reason cimport (
-    R_BODY_TIMEOUT, R_DEADLINE, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_RESET_FLOOD,
-    R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT, R_H2_PING_TIMEOUT,
-    SIDE_DOWNSTREAM,
+    R_BODY_TIMEOUT, R_DEADLINE, R_DOWNSTREAM_CLOSED, R_DOWNSTREAM_RESET, R_H2_OUTPUT_FLOOD, R_H2_PING_TIMEOUT,
+    R_H2_RESET_FLOOD, R_HEADER_TIMEOUT, R_NONE, R_STREAM_RESET, R_STREAM_TIMEOUT, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.timer cimport Timer
 from fastmesh.core.io.account cimport exchange_keep_log
@@ -27,20 +26,20 @@ from fastmesh.core.io.exchange cimport (
     exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
 )
 from fastmesh.core.io.h2_conn cimport (
-    h2_conn_discards, h2_conn_end, h2_conn_free, h2_conn_leave, h2_conn_left, h2_conn_new, h2_conn_pack,
-    h2_conn_silent, h2_conn_wake, h2_conn_watch, h2_end_backlog, h2_end_data, h2_end_drop, h2_end_finish,
-    h2_end_free, h2_end_new, h2_end_none, h2_end_of, h2_end_of_node, h2_end_resume,
-    h2_end_timeout, h2_end_took,
+    h2_conn_blame, h2_conn_discards, h2_conn_drained, h2_conn_end, h2_conn_free, h2_conn_idle, h2_conn_leave,
+    h2_conn_left, h2_conn_new, h2_conn_pack, h2_conn_ready, h2_conn_silent, h2_conn_wake, h2_conn_watch,
+    h2_end_backlog, h2_end_data, h2_end_drop, h2_end_finish, h2_end_free, h2_end_new, h2_end_none, h2_end_of,
+    h2_end_of_node, h2_end_of_timer, h2_end_resume, h2_end_timeout, h2_end_took,
 )
 from fastmesh.core.io.state cimport (
-    C_CUT, C_DEAD, C_READABLE, C_TLS, Conn, ConnOps, Downstream, E_GONE, E_HEAD_ONLY, E_IN_DONE, E_OUT_DONE,
-    End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker, X_EXTENDED,
-    X_UNPROVEN, E_EXPECTS, E_BAD,
+    C_CUT, C_DEAD, C_READABLE, C_TLS, Conn, ConnOps, Downstream, E_BAD, E_EXPECTS, E_GONE, E_HEAD_ONLY, E_IN_DONE,
+    E_OUT_DONE, End, EndOps, Exchange, H2Conn, H2End, H2_DISCARD, H2_LEFT, H2_OPEN, Listener, Worker, X_EXTENDED,
+    X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport (
-    K_H2_FLOODS_DOWNSTREAM, K_H2_GOAWAYS_RECEIVED_DOWNSTREAM, K_H2_GOAWAYS_SENT_DOWNSTREAM, K_H2_REFUSED_DOWNSTREAM,
-    K_H2_RESETS_RECEIVED_DOWNSTREAM, K_H2_RESETS_SENT_DOWNSTREAM,
+    K_H2_GOAWAYS_RECEIVED_DOWNSTREAM, K_H2_REFUSED_DOWNSTREAM, K_H2_RESETS_RECEIVED_DOWNSTREAM,
+    K_H2_RESETS_SENT_DOWNSTREAM,
 )
 from fastmesh.core.wire.http2_receive cimport h2_block_of, h2_receive
 from fastmesh.core.wire.http2_send cimport h2_reset, h2_reset_behind, h2_respond
@@ -76,7 +75,7 @@ cdef inline void _destroy(Worker *w, H2Conn *h) noexcept nogil:
 
 
 cdef inline void _fail_streams(Worker *w, H2Conn *h, int reason) noexcept nogil:
-    """The connection cannot go on: neither can its streams."""
+    """Its streams cannot go on."""
     cdef H2End *e
     while not list_empty(&h.streams):
         e = h2_end_of_node(h.streams.next)
@@ -99,6 +98,14 @@ cdef inline void _idle(Worker *w, H2Conn *h) noexcept nogil:
 cdef inline void _free_end(Worker *w, H2End *e) noexcept nogil:
     cdef H2Conn *h = e.on
     h2_end_free(w, e)
+    if h.nstreams == 0:
+        _idle(w, h)
+
+
+cdef inline void _drop(Worker *w, H2End *e, uint32_t code) noexcept nogil:
+    """Reset a stream that no exchange has any more."""
+    cdef H2Conn *h = e.on
+    h2_end_drop(w, e, code)
     if h.nstreams == 0:
         _idle(w, h)
 
@@ -137,9 +144,7 @@ cdef inline void _head(H2 *h2, H2Stream *s, Message *m, bint end) noexcept nogil
     h2_end_timeout(w, e, l.conf.stream_idle_timeout_ms)
     x = exchange_open(w, &e.end, l, h.client.caller.facts.identity, &h.client.peer)
     if fm_unlikely(x == NULL):
-        h2_end_drop(w, e, H2_INTERNAL_ERROR)
-        if h.nstreams == 0:
-            _idle(w, h)
+        _drop(w, e, H2_INTERNAL_ERROR)
         return
     if fm_unlikely(not conn_suffices(l.conf, h.conn)):
         x.flags |= X_UNPROVEN
@@ -190,9 +195,7 @@ cdef inline void _bad(H2 *h2, H2Stream *s, int reason) noexcept nogil:
         exchange_keep_log(w, x, NULL)
         exchange_free(w, x)
     if w.reasons[reason].status == 0 or answer(w, &e.end, NULL, reason) < 0:
-        h2_end_drop(w, e, H2_PROTOCOL_ERROR)
-        if h.nstreams == 0:
-            _idle(w, h)
+        _drop(w, e, H2_PROTOCOL_ERROR)
         return
     h2_end_timeout(w, e, h.client.listener.conf.stream_idle_timeout_ms)
     h2_reset_behind(&h.h2, &e.s, H2_PROTOCOL_ERROR)
@@ -239,11 +242,8 @@ cdef inline void _goaway(H2 *h2, int32_t last, uint32_t code) noexcept nogil:
 # ---------------------------------------------------------------- the connection
 
 cdef inline void _fail(Worker *w, H2Conn *h, int reason) noexcept nogil:
-    """What the client sent is no HTTP/2, or too much of it: the codec has said so in a GOAWAY."""
-    w.row.reasons[reason] += 1
-    w.row.counters[K_H2_GOAWAYS_SENT_DOWNSTREAM] += 1
-    if R_H2_RESET_FLOOD <= reason <= R_H2_OUTPUT_FLOOD:
-        w.row.counters[K_H2_FLOODS_DOWNSTREAM] += 1
+    """The connection cannot go on."""
+    h2_conn_blame(w, h, reason, R_H2_RESET_FLOOD <= reason <= R_H2_OUTPUT_FLOOD)
     _fail_streams(w, h, R_DOWNSTREAM_RESET)
     h2_conn_end(w, h)
 
@@ -301,14 +301,6 @@ cdef inline void _error(Worker *w, Conn *c, int reason) noexcept nogil:
     _destroy(w, h)
 
 
-cdef inline void _drained(Worker *w, Conn *c) noexcept nogil:
-    pass                                        # the codec says which stream may go on (_writable)
-
-
-cdef inline void _ready(Worker *w, Conn *c) noexcept nogil:
-    pass                                        # never: a server's connection is ready before it has a codec
-
-
 cdef inline void _timer(Worker *w, Conn *c) noexcept nogil:
     cdef H2Conn *h = <H2Conn *>c.owner
     if h.state == H2_DISCARD:
@@ -342,19 +334,12 @@ cdef inline void _drain(Worker *w, Conn *c) noexcept nogil:
         h2_conn_leave(w, <H2Conn *>c.owner)
 
 
-cdef inline bint _is_idle(Conn *c) noexcept nogil:
-    return (<H2Conn *>c.owner).nstreams == 0
-
-
 cdef inline void stream_timer(void *worker, Timer *t) noexcept nogil:
     """Nothing has moved on a stream for too long."""
     cdef Worker *w = <Worker *>worker
-    cdef H2End *e = <H2End *>(<char *>t - <size_t>&(<H2End *>NULL).timer)
-    cdef H2Conn *h = e.on
+    cdef H2End *e = h2_end_of_timer(t)
     if e.end.ex == NULL:
-        h2_end_drop(w, e, H2_CANCEL)             # it does not take the rest of its answer
-        if h.nstreams == 0:
-            _idle(w, h)
+        _drop(w, e, H2_CANCEL)                   # it does not take the rest of its answer
     elif h2_end_backlog(e):
         exchange_cut(w, e.end.ex, R_STREAM_TIMEOUT)
     elif e.flags & E_IN_DONE or e.s.held:
@@ -411,14 +396,10 @@ cdef inline void _end_release(Worker *w, End *end) noexcept nogil:
 
 cdef inline void _end_abort(Worker *w, End *end, int reason, uint32_t code) noexcept nogil:
     """The answer is not whole, and the client must see that."""
-    cdef H2End *e = h2_end_of(end)
-    cdef H2Conn *h = e.on
-    h2_end_drop(w, e, code if code else h2_server_code(w, reason))
-    if h.nstreams == 0:
-        _idle(w, h)
+    _drop(w, h2_end_of(end), code if code else _code(w, reason))
 
 
-cdef inline uint32_t h2_server_code(Worker *w, int reason) noexcept nogil:
+cdef inline uint32_t _code(Worker *w, int reason) noexcept nogil:
     """The error code of a reset for `reason`."""
     if reason == R_NONE:
         return H2_NO_ERROR
@@ -429,8 +410,8 @@ cdef inline uint32_t h2_server_code(Worker *w, int reason) noexcept nogil:
 
 cdef inline void h2_server_init(ConnOps *ops, EndOps *end, H2Hooks *hooks) noexcept nogil:
     ops[0] = ConnOps(
-        on_input=_input, on_eof=_eof, on_drained=_drained, on_error=_error, on_ready=_ready, on_timer=_timer,
-        on_flush=_flush, on_drain=_drain, on_expiry=_expiry, idle=_is_idle)
+        on_input=_input, on_eof=_eof, on_drained=h2_conn_drained, on_error=_error, on_ready=h2_conn_ready,
+        on_timer=_timer, on_flush=_flush, on_drain=_drain, on_expiry=_expiry, idle=h2_conn_idle)
     end[0] = EndOps(
         head=_end_head, data=h2_end_data, finish=_end_finish, release=_end_release, abort=_end_abort,
         resume=h2_end_resume, raw=h2_end_none, detach=h2_end_none)
