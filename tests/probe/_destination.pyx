@@ -4,6 +4,7 @@
 from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
+
 from fastmesh.core.io.original cimport DESTINATION_TEXT, destination_text, is_own
 from fastmesh.core.sys.posix cimport AF_INET, AF_INET6, inet_pton
 from fastmesh.core.traffic.destination cimport (

@@ -4,6 +4,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo, reasons_init
 from fastmesh.core.wire.base64 cimport (
     Base64, base64_decode, base64_decoded_bound, base64_encode, base64_size, base64_whole,
@@ -15,8 +16,8 @@ from fastmesh.core.wire.grpc cimport (
 )
 from fastmesh.core.wire.grpc_web cimport (
     GWEB_ANSWER, GWEB_CONTENT_TYPE_MAX, GWEB_DONE, GWEB_ERROR_MAX, GWEB_PASS, GWEB_TEXT_IN, GWEB_TEXT_OUT, GWEB_TOLD,
-    GWEB_TRAILERS_MAX, GWEB_TRAILERS_ONLY, GrpcWeb, grpc_web_content_type, grpc_web_decoded_bound, grpc_web_encode,
-    grpc_web_encoded_bound, grpc_web_error, grpc_web_request_data, grpc_web_request_end, grpc_web_response_data,
+    GWEB_TRAILERS_MAX, GWEB_TRAILERS_ONLY, GrpcWeb, grpc_web_content_type, grpc_web_encode,
+    grpc_web_error, grpc_web_request_data, grpc_web_request_end, grpc_web_response_data,
     grpc_web_trailers, grpc_web_trailers_bound, grpc_web_trailers_only,
 )
 from fastmesh.core.wire.grpc_web_head cimport (
@@ -281,7 +282,7 @@ cdef class Web:
 
     def request_data(self, bytes data):
         cdef Block b = Block(data)
-        cdef Block out = Block(None, grpc_web_decoded_bound(b.len))
+        cdef Block out = Block(None, base64_decoded_bound(b.len))
         cdef size_t n
         cdef int r = grpc_web_request_data(&self.g, b.at, b.len, out.at, &n)
         if r < 0:
@@ -337,7 +338,7 @@ cdef class Web:
             raise refuse(r)
         if not self.text_out:
             return data
-        out = Block(None, grpc_web_encoded_bound(b.len))
+        out = Block(None, base64_size(b.len))
         return out.taken(grpc_web_encode(out.at, b.at, b.len))
 
     def trailers(self, bytes section):

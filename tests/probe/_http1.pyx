@@ -5,11 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
 from fastmesh.core.base.reason cimport R_COUNT, ReasonInfo, reasons_init
-from fastmesh.core.wire.message cimport (
-    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, MSG_EXPECT_CONTINUE,
-    MSG_HAS_HOP, MSG_HTTP10, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, Field, Message, Span,
-)
 from fastmesh.core.wire.http1 cimport http1_method, http1_parse_request, http1_parse_response
 from fastmesh.core.wire.http1_chunked cimport (
     HTTP1_DATA, HTTP1_END, HTTP1_MORE, Http1Chunked, http1_chunked, http1_parse_trailers,
@@ -18,6 +15,10 @@ from fastmesh.core.wire.http1_scan cimport http1_field_id
 from fastmesh.core.wire.http1_write cimport (
     http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_chunk_size,
     http1_write_request_line, http1_write_status_line,
+)
+from fastmesh.core.wire.message cimport (
+    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, Field, MSG_EXPECT_CONTINUE, MSG_HAS_HOP,
+    MSG_HTTP10, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, Message, Span,
 )
 
 cdef enum:

@@ -1,13 +1,12 @@
 """The HTTP/2 codec for tests: connections in memory, driven by bytes, and what they call back as tuples."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
-
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastmesh.core.base.buffer cimport (
-    BUF_MEDIUM, Buf, Pool, Queue, buf_get, pool_free, pool_in_use, pool_init, queue_clear, queue_move,
+    BUF_MEDIUM, Buf, Pool, Queue, buf_get, pool_free, pool_in_use, pool_init, queue_clear,
 )
 from fastmesh.core.base.check cimport FM_DEBUG_BUILD
 from fastmesh.core.base.heap cimport Heap, heap_free_all, heap_init
@@ -18,7 +17,7 @@ from fastmesh.core.wire.http1_scan cimport http1_field_id
 from fastmesh.core.wire.http1_write cimport http1_copy_fields, http1_head_bound, http1_write_request_line
 from fastmesh.core.wire.http2 cimport (
     h2_free, h2_goaway, h2_goaway_notice, h2_init, h2_may_open, h2_peer_extended, h2_peer_streams, h2_ping,
-    h2_ping_since, h2_settings_since, h2_streams,
+    h2_settings_since,
 )
 from fastmesh.core.wire.http2_flow cimport h2_consume
 from fastmesh.core.wire.http2_receive cimport h2_receive
@@ -28,9 +27,8 @@ from fastmesh.core.wire.http2_send cimport (
 )
 from fastmesh.core.wire.http2_state cimport H2, H2Extra, H2Hooks, H2Limits, H2Stream, H2_CLIENT, H2_SERVER
 from fastmesh.core.wire.message cimport (
-    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, LENGTH_UNKNOWN,
-    MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, Field, Message,
-    Span,
+    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, Field, LENGTH_UNKNOWN,
+    MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP2, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, Message, Span,
 )
 
 SERVER = H2_SERVER
@@ -412,7 +410,7 @@ cdef class Conn:
 
     @property
     def ping_since(self):
-        return h2_ping_since(&self.link.h)
+        return self.link.h.ping_at
 
     @property
     def settings_since(self):
@@ -420,7 +418,7 @@ cdef class Conn:
 
     @property
     def open(self):
-        return h2_streams(&self.link.h)
+        return self.link.h.open
 
     @property
     def known(self):

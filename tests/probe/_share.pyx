@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
+
 from fastmesh.core.sys.atomic cimport fm_load_word
 from fastmesh.core.traffic.share cimport (
     SHARE_TAKES, share_choose, share_count, share_move, share_reset, share_settle, share_takes,

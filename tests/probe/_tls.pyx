@@ -4,10 +4,9 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from fastmesh.core.sys.posix cimport CLOCK_MONOTONIC, clock_gettime, timespec
-
 from fastmesh.core.base.reason cimport *
 from fastmesh.core.sys.openssl cimport *
+from fastmesh.core.sys.posix cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from fastmesh.core.wire.sniff cimport SNIFF_NAME_MAX, sniff_hello
 from fastmesh.core.wire.tls cimport *
 

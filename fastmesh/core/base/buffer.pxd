@@ -100,21 +100,6 @@ cdef inline void queue_push(Queue *q, Buf *b) noexcept nogil:
     q.bytes += b.end - b.start
 
 
-cdef inline void queue_move(Queue *to, Queue *src) noexcept nogil:
-    """Append everything in `src` to `to`."""
-    if src.head == NULL:
-        return
-    if to.tail == NULL:
-        to.head = src.head
-    else:
-        to.tail.next = src.head
-    to.tail = src.tail
-    to.bytes += src.bytes
-    src.head = NULL
-    src.tail = NULL
-    src.bytes = 0
-
-
 cdef inline char *queue_reserve(Pool *p, Queue *q, size_t n) noexcept nogil:
     """Room for `n` contiguous bytes at the queue's end, to be followed by queue_commit; NULL: no memory.
 

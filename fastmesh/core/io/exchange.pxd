@@ -21,8 +21,8 @@ from libc.string cimport memset
 from fastmesh.core.base.buffer cimport Buf, buf_drop
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
-    R_BAD_GRPC_WEB, R_CONNECT_NOT_ALLOWED, R_DEADLINE, R_DENIED, R_HEAD_TOO_LARGE, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_CLOSED,
-    R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
+    R_BAD_GRPC_WEB, R_CONNECT_NOT_ALLOWED, R_DEADLINE, R_DENIED, R_HEAD_TOO_LARGE, R_NONE, R_NO_ENDPOINT, R_NO_MEMORY,
+    R_NO_SERVICE, R_UPSTREAM_CLOSED, R_UPSTREAM_RESET, R_UPSTREAM_TRUNCATED, SIDE_DOWNSTREAM,
 )
 from fastmesh.core.base.shared cimport Shared, shared_put, shared_ref
 from fastmesh.core.base.slab cimport slab_get, slab_put
@@ -35,9 +35,8 @@ from fastmesh.core.io.grpc_web cimport (
 from fastmesh.core.io.kept cimport kept_body, kept_drop, kept_trailers, message_copy, message_of
 from fastmesh.core.io.snapshot_ref cimport snapshot_ref, snapshot_unref
 from fastmesh.core.io.state cimport (
-    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_EXTENDED, X_FAILING,
-    X_FRESH, X_GRPC, X_HEAD_SENT,
-    X_PARKED, X_REQ_DONE, X_RESP_DONE, X_REUSED, X_SHARED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
+    End, Exchange, Listener, Peer, REPLAY_MAX, Worker, X_BYTE_SEEN, X_EXTENDED, X_FAILING, X_FRESH, X_GRPC,
+    X_HEAD_SENT, X_PARKED, X_REQ_DONE, X_RESP_DONE, X_REUSED, X_SHARED, X_TUNNEL, X_UNPROVEN, X_UPGRADE,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.admit cimport Caller, admit, must_admit

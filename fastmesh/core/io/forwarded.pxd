@@ -47,7 +47,6 @@ cdef inline uint64_t _present(Message *m) noexcept nogil:
 cdef inline size_t _forwarded_value(char *out, Exchange *x, Message *m) noexcept nogil:
     """One element of Forwarded (RFC 7239 4): for, host, proto. At most 600 bytes."""
     cdef size_t n = 4
-    cdef size_t i
     cdef Peer *peer = x.peer
     cdef bint v6 = peer.ip_len > 0 and peer.text[0] == c"["
     cdef bint token = m.authority.len > 0 and m.authority.len <= 255

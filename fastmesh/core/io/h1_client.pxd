@@ -14,13 +14,13 @@ from fastmesh.core.base.reason cimport (
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.io.connection cimport (
-    conn_backlog, conn_close, conn_dirty, conn_end_output, conn_finish, conn_held_up, conn_pause, conn_queued_bytes, conn_resume,
-    conn_resume_input, conn_timeout,
+    conn_backlog, conn_close, conn_dirty, conn_end_output, conn_finish, conn_held_up, conn_pause, conn_queued_bytes,
+    conn_resume, conn_resume_input, conn_timeout,
 )
 from fastmesh.core.io.connection_output cimport conn_write_body
 from fastmesh.core.io.exchange cimport (
-    exchange_byte_seen, exchange_cut, exchange_drop_kept, exchange_response_data, exchange_response_end, exchange_response_head,
-    exchange_upstream_failed, exchange_writable,
+    exchange_byte_seen, exchange_cut, exchange_drop_kept, exchange_response_data, exchange_response_end,
+    exchange_response_head, exchange_upstream_failed, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.forwarded cimport forwarded_fields, list_field
@@ -36,16 +36,15 @@ from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_HTTP11_UPSTREAM
 from fastmesh.core.wire.http1 cimport http1_parse_response
 from fastmesh.core.wire.http1_chunked cimport HTTP1_DATA, HTTP1_END, Http1Chunked, http1_chunked, http1_parse_trailers
+from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_same
+from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.http1_write cimport (
     http1_copy_fields, http1_copy_fields_skip, http1_head_bound, http1_write_request_line, http1_write_upgrade,
     http1_write_via,
 )
-from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_same
-from fastmesh.core.wire.http1_scan cimport http1_equal
 from fastmesh.core.wire.message cimport (
-    FIELD_HOP, Field, LENGTH_UNKNOWN, MSG_HAS_HOP, M_CONNECT,
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_HOST, MSG_INTERIM, MSG_KEEP_ALIVE,
-    MSG_TE_TRAILERS, MSG_UPGRADE, Message,
+    FIELD_HOP, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_HOST, Field, LENGTH_UNKNOWN,
+    MSG_HAS_HOP, MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, M_CONNECT, Message,
 )
 from fastmesh.core.wire.websocket cimport (
     WEBSOCKET_ACCEPT, WEBSOCKET_KEY, websocket_accept, websocket_key,

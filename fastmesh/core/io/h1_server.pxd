@@ -26,16 +26,17 @@ from fastmesh.core.io.downstream cimport (
     DRAIN_GRACE_MS, downstream_await, downstream_forget, downstream_free, downstream_is_old,
 )
 from fastmesh.core.io.exchange cimport (
-    exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_kept, exchange_free, exchange_open, exchange_request_data, exchange_request_end, exchange_writable,
+    exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_kept, exchange_free, exchange_open,
+    exchange_request_data, exchange_request_end, exchange_writable,
 )
 from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.h1_output cimport h1_chunk, h1_last_chunk
 from fastmesh.core.io.h2_server cimport h2_server_open
 from fastmesh.core.io.kept cimport message_of
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TRUNCATED, C_TX_HIGH, Conn, ConnOps, Downstream, End,
-    EndOps, Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS, INPUT_SCRATCH, LINGER_BYTES,
-    Listener, SPLICE_MIN, Worker, X_EXTENDED, X_UNPROVEN,
+    C_BULK, C_CUT, C_DEAD, C_EOF_TOLD, C_LINGER, C_PAUSED, C_READABLE, C_TLS, C_TRUNCATED, C_TX_HIGH, Conn, ConnOps,
+    Downstream, End, EndOps, Exchange, Flow, H1Server, H1_BODY, H1_DISCARD, H1_DONE, H1_HEAD, H1_TRAILERS,
+    INPUT_SCRATCH, LINGER_BYTES, Listener, SPLICE_MIN, Worker, X_EXTENDED, X_UNPROVEN,
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.wire.http1 cimport http1_parse_request
@@ -44,11 +45,12 @@ from fastmesh.core.wire.http1_chunked cimport (
 )
 from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_offers_http
 from fastmesh.core.wire.http1_write cimport (
-    http1_copy_fields, http1_copy_fields_skip, http1_has_field, http1_head_bound, http1_write_status_line, http1_write_upgrade, http1_write_via,
+    http1_copy_fields, http1_copy_fields_skip, http1_has_field, http1_head_bound, http1_write_status_line,
+    http1_write_upgrade, http1_write_via,
 )
 from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, LENGTH_UNKNOWN, MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2,
-    MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_HEAD, Message,
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_LENGTH, FRAMING_NONE, F_CONTENT_LENGTH, LENGTH_UNKNOWN,
+    MSG_EXPECT_CONTINUE, MSG_HTTP10, MSG_HTTP2, MSG_KEEP_ALIVE, MSG_UPGRADE, M_CONNECT, M_HEAD, Message,
 )
 from fastmesh.core.wire.preface cimport PREFACE_HERE, PREFACE_MORE, preface_here
 from fastmesh.core.wire.websocket cimport WEBSOCKET_ACCEPT, websocket_accept

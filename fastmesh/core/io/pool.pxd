@@ -18,8 +18,8 @@ from fastmesh.core.io.h1_client cimport h1_client_destroy, h1_client_of_idle, h1
 from fastmesh.core.io.h2_client cimport h2_client_retire, h2_client_take, h2_client_unused, h2_client_usable
 from fastmesh.core.io.h2_conn cimport h2_conn_of_pooled
 from fastmesh.core.io.state cimport (
-    C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker, X_FRESH,
-    X_EXTENDED, X_GRPC, X_REUSED, X_TUNNEL, X_UPGRADE,
+    C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker,
+    X_EXTENDED, X_FRESH, X_GRPC, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
 from fastmesh.core.io.upstream cimport upstream_left, upstream_of
 from fastmesh.core.sys.atomic cimport fm_unlikely

@@ -73,10 +73,8 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         NGHTTP2_INTERNAL_ERROR
         NGHTTP2_FLOW_CONTROL_ERROR
         NGHTTP2_SETTINGS_TIMEOUT
-        NGHTTP2_STREAM_CLOSED
         NGHTTP2_FRAME_SIZE_ERROR
         NGHTTP2_REFUSED_STREAM
-        NGHTTP2_CANCEL
         NGHTTP2_COMPRESSION_ERROR
         NGHTTP2_ENHANCE_YOUR_CALM
         # header categories

@@ -86,7 +86,6 @@ cdef extern from "<netinet/in.h>" nogil:
         uint32_t sin6_scope_id
     uint16_t htons(uint16_t v)
     uint16_t ntohs(uint16_t v)
-    uint32_t ntohl(uint32_t v)
 
 cdef extern from * nogil:
     """
@@ -140,7 +139,6 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     void *mmap(void *address, size_t n, int prot, int flags, int fd, long offset)
     int munmap(void *address, size_t n)
-    int madvise(void *address, size_t n, int advice)
     int memfd_create(const char *name, unsigned int flags)
 
 cdef extern from "<malloc.h>" nogil:

@@ -25,7 +25,7 @@ cdef struct PolicyRequest:    # a request as rules look at it, worked out when f
     size_t authority_len
     const char *path          # normal form, without the query
     size_t path_len
-    PathForm forms[8]         # PATH_FORMS: the path as others may read it
+    PathForm forms[PATH_FORMS]    # the path as others may read it
     uint8_t nforms            # 0: not worked out yet
     uint8_t tunnel            # CONNECT: what will come is not seen
     uint8_t underscores       # a field that rules look at has one in its name

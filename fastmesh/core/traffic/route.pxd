@@ -5,7 +5,7 @@
 from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memcmp
 
-from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, SniRoute, Snapshot
+from fastmesh.core.traffic.snapshot cimport ListenerConf, Service, Snapshot, SniRoute
 
 
 cdef inline unsigned char _lower(unsigned char c) noexcept nogil:

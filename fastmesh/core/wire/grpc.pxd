@@ -6,6 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
+
 from fastmesh.core.wire.http1_meaning cimport http1_field_named, http1_same
 from fastmesh.core.wire.http1_scan cimport fm_scan_token, http1_equal
 from fastmesh.core.wire.message cimport FIELD_HOP, F_CONTENT_TYPE, F_OTHER, Field, Message

@@ -20,11 +20,12 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
+
 from fastmesh.core.base.reason cimport (
     R_BAD_GRPC_WEB, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_HEAD_TOO_LARGE, R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.wire.base64 cimport (
-    Base64, base64_decode, base64_decoded_bound, base64_encode, base64_size, base64_whole,
+    Base64, base64_decode, base64_encode, base64_size, base64_whole,
 )
 from fastmesh.core.wire.grpc cimport (
     GRPC_MESSAGE_MAX, GRPC_STATUS_LINES, grpc_has_status, grpc_is_status, grpc_of_http, grpc_status_lines,
@@ -58,13 +59,9 @@ cdef struct GrpcWeb:
 
 # ---------------------------------------------------------------- bodies
 
-cdef inline size_t grpc_web_decoded_bound(size_t n) noexcept nogil:
-    """Room for what n more characters of the request's text become."""
-    return base64_decoded_bound(n)
-
-
 cdef inline int grpc_web_request_data(GrpcWeb *g, const char *p, size_t n, char *out, size_t *written) noexcept nogil:
-    """Body bytes of a request with GWEB_TEXT_IN (others pass as they are): 0, or -R_BAD_GRPC_WEB."""
+    """Body bytes of a request with GWEB_TEXT_IN (others pass as they are): 0, or -R_BAD_GRPC_WEB. `out` has room for
+    base64_decoded_bound(n)."""
     return -R_BAD_GRPC_WEB if base64_decode(&g.text, p, n, out, written) < 0 else 0
 
 
@@ -104,15 +101,11 @@ cdef inline int grpc_web_response_data(GrpcWeb *g, const char *p, size_t n) noex
     return 0
 
 
-cdef inline size_t grpc_web_encoded_bound(size_t n) noexcept nogil:
-    """Room for n bytes of the answer as text: exactly what they become."""
-    return base64_size(n)
-
-
 cdef inline size_t grpc_web_encode(char *out, const char *p, size_t n) noexcept nogil:
     """Body bytes of an answer with GWEB_TEXT_OUT (others pass as they are) as text; characters written.
 
-    Pieces of a multiple of three bytes need no padding, but none has to be one.
+    `out` has room for base64_size(n), which is exactly what they become. Pieces of a multiple of three bytes need no
+    padding, but none has to be one.
     """
     return base64_encode(out, p, n)
 

@@ -6,6 +6,7 @@
 
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
+
 from fastmesh.core.wire.grpc cimport (
     GRPC_CALL, GRPC_WEB, GRPC_WEB_TEXT, grpc_content_type, grpc_has_status, grpc_is_status, grpc_kind,
 )

@@ -20,19 +20,10 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp
+
 from fastmesh.core.base.reason cimport (
     R_BAD_FRAMING, R_BAD_HOST, R_BAD_REQUEST_LINE, R_BAD_TARGET, R_BAD_VERSION, R_HEAD_TOO_LARGE,
     R_LINE_TOO_LONG, R_TOO_MANY_FIELDS, R_UPSTREAM_BAD_RESPONSE, R_UPSTREAM_HEAD_TOO_LARGE,
-)
-from fastmesh.core.wire.message cimport (
-    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_EXPECT, F_HOST, F_TE,
-    F_UPGRADE, Field, LENGTH_UNKNOWN, MAX_FIELDS, MAX_HEAD, MAX_LINE, MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP10,
-    MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD,
-    M_OPTIONS, M_OTHER, M_PATCH, M_POST, M_PUT, M_TRACE, Message,
-)
-from fastmesh.core.wire.http1_scan cimport (
-    FM_DIGIT, fm_class, fm_load16, fm_load32, fm_load64, fm_scan_target, fm_scan_token, fm_scan_value,
-    http1_equal,
 )
 from fastmesh.core.wire.http1_fields cimport (
     HTTP1_HOP_IDS, Http1Seen, http1_clear, http1_fields, http1_look, http1_waiting,
@@ -40,6 +31,16 @@ from fastmesh.core.wire.http1_fields cimport (
 from fastmesh.core.wire.http1_meaning cimport (
     HTTP1_CLOSE, HTTP1_KEEP_ALIVE, HTTP1_UPGRADE, http1_connection, http1_drop, http1_framing,
     http1_host, http1_same, http1_te_trailers, http1_upgrade,
+)
+from fastmesh.core.wire.http1_scan cimport (
+    FM_DIGIT, fm_class, fm_load16, fm_load32, fm_load64, fm_scan_target, fm_scan_token, fm_scan_value,
+    http1_equal,
+)
+from fastmesh.core.wire.message cimport (
+    FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_EXPECT, F_HOST, F_TE,
+    F_UPGRADE, Field, LENGTH_UNKNOWN, MAX_FIELDS, MAX_HEAD, MAX_LINE, MSG_EXPECT_CONTINUE, MSG_HAS_HOP, MSG_HTTP10,
+    MSG_INTERIM, MSG_KEEP_ALIVE, MSG_TE_TRAILERS, MSG_UPGRADE, M_CONNECT, M_DELETE, M_GET, M_HEAD,
+    M_OPTIONS, M_OTHER, M_PATCH, M_POST, M_PUT, M_TRACE, Message,
 )
 
 cdef enum:

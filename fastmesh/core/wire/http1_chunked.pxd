@@ -5,13 +5,14 @@
 # and dropped: no peer of a proxy may rely on them, and unchecked ones are a way to smuggle a line end.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
 from fastmesh.core.base.reason cimport R_BAD_CHUNK, R_BAD_TRAILER
+from fastmesh.core.wire.http1_fields cimport Http1Seen, http1_clear, http1_fields, http1_look, http1_waiting
+from fastmesh.core.wire.http1_scan cimport FM_DIGIT, FM_HEX, FM_QDTEXT, FM_TCHAR, fm_class, http1_equal
 from fastmesh.core.wire.message cimport (
     FIELD_HOP, FRAMING_NONE, F_CONTENT_LENGTH, F_DATE, F_OTHER, F_SERVER, F_TRANSFER_ENCODING, MSG_HAS_HOP,
     Message,
 )
-from fastmesh.core.wire.http1_scan cimport FM_DIGIT, FM_HEX, FM_QDTEXT, FM_TCHAR, fm_class, http1_equal
-from fastmesh.core.wire.http1_fields cimport Http1Seen, http1_clear, http1_fields, http1_look, http1_waiting
 
 cdef enum:
     HTTP1_MORE = 0                 # everything consumed, nothing to give

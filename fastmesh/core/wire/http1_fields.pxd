@@ -8,12 +8,13 @@
 # section, which has none, counts one more than it has.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
 from fastmesh.core.base.reason cimport R_BAD_FIELD, R_TOO_MANY_FIELDS
+from fastmesh.core.wire.http1_scan cimport fm_scan_token, fm_scan_value, http1_field_id
 from fastmesh.core.wire.message cimport (
     FIELD_HOP, F_CONNECTION, F_KEEP_ALIVE, F_OTHER, F_PROXY_CONNECTION, F_TE, F_TRANSFER_ENCODING,
     F_UPGRADE, Field, MAX_HEAD, MAX_LINE, M_OTHER, Message,
 )
-from fastmesh.core.wire.http1_scan cimport fm_scan_token, fm_scan_value, http1_field_id
 
 cdef enum:
     HTTP1_STARTED = 0x80000000    # a first parse has happened
@@ -144,7 +145,6 @@ cdef inline bint http1_look(const char *start, const char *end, uint32_t *scan, 
     MAX_LINE bytes at most, scanned sixteen at a time. `limit` is the number of fields allowed.
     """
     cdef const char *p = start + (scan[0] & HTTP1_OFFSET)
-    cdef const char *q
     cdef uint32_t lines = (scan[0] >> HTTP1_LINES_AT) & 0xFF
     cdef bint in_value = scan[0] & HTTP1_IN_VALUE
     if lines == 0 or end - start >= MAX_HEAD:

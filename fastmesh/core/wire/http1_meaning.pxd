@@ -4,8 +4,13 @@
 # byte (no controls but HTAB); they set flags in it and return a reason for what they refuse.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
 from fastmesh.core.base.reason cimport (
     R_BAD_FIELD, R_BAD_FRAMING, R_BAD_LENGTH, R_BAD_TRANSFER_CODING, R_BAD_UPGRADE,
+)
+from fastmesh.core.wire.http1_fields cimport Http1Seen
+from fastmesh.core.wire.http1_scan cimport (
+    FM_DIGIT, FM_HEX, FM_REGNAME, fm_class, fm_scan_token, http1_equal, http1_field_id,
 )
 from fastmesh.core.wire.message cimport (
     FIELD_HOP, FRAMING_CHUNKED, FRAMING_LENGTH, FRAMING_NONE, F_CONNECTION, F_CONTENT_LENGTH, F_EXPECT,
@@ -13,10 +18,6 @@ from fastmesh.core.wire.message cimport (
     F_X_FORWARDED_CLIENT_CERT, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, Field, LENGTH_UNKNOWN,
     MSG_HAS_HOP, MSG_HTTP10, Message,
 )
-from fastmesh.core.wire.http1_scan cimport (
-    FM_DIGIT, FM_HEX, FM_REGNAME, fm_class, fm_scan_token, http1_equal, http1_field_id,
-)
-from fastmesh.core.wire.http1_fields cimport Http1Seen
 
 cdef enum:
     HTTP1_MAX_OPTIONS = 32        # options in all Connection fields together

@@ -5,6 +5,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
+
 from fastmesh.core.wire.message cimport FIELD_HOP, Field, MSG_HAS_HOP, MSG_HTTP2, M_CONNECT, Message
 
 cdef enum:

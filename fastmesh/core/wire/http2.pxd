@@ -11,18 +11,16 @@ from fastmesh.core.base.heap cimport Heap, heap_alloc, heap_calloc, heap_free, h
 from fastmesh.core.base.list cimport list_empty, list_init
 from fastmesh.core.base.reason cimport R_H2_SETTINGS_TIMEOUT, R_NO_MEMORY, R_UPSTREAM_H2_PROTOCOL
 from fastmesh.core.sys.nghttp2 cimport (
-    NGHTTP2_FLAG_NONE, NGHTTP2_INITIAL_WINDOW_SIZE, NGHTTP2_NO_ERROR,
-    NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL, NGHTTP2_SETTINGS_ENABLE_PUSH,
-    NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS,
-    NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, fm_h2_no_own_limits, nghttp2_mem, nghttp2_option,
-    nghttp2_option_del, nghttp2_option_new, nghttp2_option_set_max_outbound_ack,
-    nghttp2_option_set_max_reserved_remote_streams, nghttp2_option_set_max_send_header_block_length,
-    nghttp2_option_set_no_auto_window_update, nghttp2_option_set_no_closed_streams,
-    nghttp2_option_set_no_http_messaging, nghttp2_session_callbacks, nghttp2_session_callbacks_del,
-    nghttp2_session_callbacks_new, nghttp2_session_callbacks_set_on_begin_headers_callback,
+    NGHTTP2_FLAG_NONE, NGHTTP2_INITIAL_WINDOW_SIZE, NGHTTP2_NO_ERROR, NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL,
+    NGHTTP2_SETTINGS_ENABLE_PUSH, NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS,
+    NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, fm_h2_no_own_limits, nghttp2_mem, nghttp2_option, nghttp2_option_del,
+    nghttp2_option_new, nghttp2_option_set_max_outbound_ack, nghttp2_option_set_max_reserved_remote_streams,
+    nghttp2_option_set_max_send_header_block_length, nghttp2_option_set_no_auto_window_update,
+    nghttp2_option_set_no_closed_streams, nghttp2_option_set_no_http_messaging, nghttp2_session_callbacks,
+    nghttp2_session_callbacks_del, nghttp2_session_callbacks_new,
+    nghttp2_session_callbacks_set_on_begin_headers_callback,
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback,
-    nghttp2_session_callbacks_set_on_frame_not_send_callback,
-    nghttp2_session_callbacks_set_on_frame_recv_callback,
+    nghttp2_session_callbacks_set_on_frame_not_send_callback, nghttp2_session_callbacks_set_on_frame_recv_callback,
     nghttp2_session_callbacks_set_on_frame_send_callback, nghttp2_session_callbacks_set_on_header_callback,
     nghttp2_session_callbacks_set_on_invalid_frame_recv_callback,
     nghttp2_session_callbacks_set_on_stream_close_callback, nghttp2_session_callbacks_set_send_data_callback,
@@ -39,8 +37,7 @@ from fastmesh.core.wire.http2_receive cimport (
 from fastmesh.core.wire.http2_send cimport h2_frame_not_sent, h2_frame_sent, h2_send_output
 from fastmesh.core.wire.http2_state cimport (
     H2, H2F_DEAD, H2F_EXTENDED, H2F_GOAWAY_IN, H2F_GOAWAY_OUT, H2F_SETTINGS_IN, H2Hooks, H2Limits, H2_SERVER,
-    h2_check, h2_fail,
-    h2_of_node, h2_unlink,
+    h2_check, h2_fail, h2_of_node, h2_unlink,
 )
 from fastmesh.core.wire.message cimport MAX_HEAD
 
@@ -212,11 +209,6 @@ cdef inline int h2_ping(H2 *h) noexcept nogil:
     return h2_check(h, nghttp2_submit_ping(h.session, NGHTTP2_FLAG_NONE, opaque))
 
 
-cdef inline uint64_t h2_ping_since(H2 *h) noexcept nogil:
-    """When the PING was sent that is not answered yet, ms; 0: there is none."""
-    return h.ping_at
-
-
 cdef inline uint64_t h2_settings_since(H2 *h) noexcept nogil:
     """When the first SETTINGS were queued, if they are not acknowledged yet, ms; 0: they are."""
     return h.settings_at
@@ -225,11 +217,6 @@ cdef inline uint64_t h2_settings_since(H2 *h) noexcept nogil:
 cdef inline void h2_settings_late(H2 *h) noexcept nogil:
     """They have waited for long enough (RFC 9113 6.5.3): h2_pack says so, and the connection ends."""
     h2_fail(h, R_H2_SETTINGS_TIMEOUT if h.role == H2_SERVER else R_UPSTREAM_H2_PROTOCOL)
-
-
-cdef inline uint32_t h2_streams(H2 *h) noexcept nogil:
-    """Streams that are open here."""
-    return h.open
 
 
 cdef inline uint32_t h2_peer_streams(H2 *h) noexcept nogil:

@@ -14,20 +14,19 @@ from fastmesh.core.base.buffer cimport (
     queue_copy, queue_push,
 )
 from fastmesh.core.base.reason cimport (
-    R_H2_COMPRESSION, R_H2_FLOW_CONTROL, R_H2_FRAME_SIZE, R_H2_PROTOCOL, R_H2_PROVOKED_FLOOD,
-    R_H2_SETTINGS_FLOOD, R_INTERNAL, R_NO_MEMORY, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
-    R_H2_SETTINGS_TIMEOUT,
+    R_H2_COMPRESSION, R_H2_FLOW_CONTROL, R_H2_FRAME_SIZE, R_H2_PROTOCOL, R_H2_PROVOKED_FLOOD, R_H2_SETTINGS_FLOOD,
+    R_H2_SETTINGS_TIMEOUT, R_INTERNAL, R_NO_MEMORY, R_UPSTREAM_H2_FLOOD, R_UPSTREAM_H2_PROTOCOL,
 )
 from fastmesh.core.sys.nghttp2 cimport (
     NGHTTP2_COMPRESSION_ERROR, NGHTTP2_DATA, NGHTTP2_DATA_FLAG_EOF, NGHTTP2_DATA_FLAG_NO_COPY,
-    NGHTTP2_DATA_FLAG_NO_END_STREAM, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_CALLBACK_FAILURE,
-    NGHTTP2_ERR_DEFERRED, NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_PAUSE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE,
-    NGHTTP2_FLOW_CONTROL_ERROR, NGHTTP2_FRAME_SIZE_ERROR, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS,
-    NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_RST_STREAM, nghttp2_data_provider, nghttp2_data_source,
-    nghttp2_frame, nghttp2_nv, nghttp2_session, nghttp2_session_get_last_proc_stream_id,
-    nghttp2_session_mem_send, nghttp2_session_resume_data, nghttp2_session_set_stream_user_data,
-    nghttp2_session_want_write, nghttp2_submit_headers, nghttp2_submit_request, nghttp2_submit_response,
-    nghttp2_submit_rst_stream, nghttp2_submit_trailer, NGHTTP2_SETTINGS_TIMEOUT,
+    NGHTTP2_DATA_FLAG_NO_END_STREAM, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_DEFERRED,
+    NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_PAUSE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_FLOW_CONTROL_ERROR,
+    NGHTTP2_FRAME_SIZE_ERROR, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_INTERNAL_ERROR,
+    NGHTTP2_NO_ERROR, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS_TIMEOUT, nghttp2_data_provider, nghttp2_data_source,
+    nghttp2_frame, nghttp2_nv, nghttp2_session, nghttp2_session_get_last_proc_stream_id, nghttp2_session_mem_send,
+    nghttp2_session_resume_data, nghttp2_session_set_stream_user_data, nghttp2_session_want_write,
+    nghttp2_submit_headers, nghttp2_submit_request, nghttp2_submit_response, nghttp2_submit_rst_stream,
+    nghttp2_submit_trailer,
 )
 from fastmesh.core.wire.http2_fields cimport (
     H2Fields, h2_fields_done, h2_fields_request, h2_fields_response, h2_nv_fields, h2_nv_lines,
@@ -37,9 +36,8 @@ from fastmesh.core.wire.http2_head cimport h2_head_drop
 from fastmesh.core.wire.http2_pace cimport h2_pace, h2_pace_window_credit
 from fastmesh.core.wire.http2_state cimport (
     H2, H2Extra, H2F_DEAD, H2F_LAST_OUT, H2F_PACKED, H2P_PROVOKED, H2S_BEHIND, H2S_END_IN, H2S_END_OUT, H2S_FIN,
-    H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT, H2_MOVE, H2_OUT_HIGH,
-    H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink, H2_MOST_INTERIM,
-    H2_OUT_ALL,
+    H2S_FULL, H2S_HEAD_OUT, H2S_SENT, H2S_WAITING, H2Stream, H2_CANCEL, H2_CLIENT, H2_MOST_INTERIM, H2_MOVE,
+    H2_OUT_ALL, H2_OUT_HIGH, H2_OUT_LOW, H2_SERVER, h2_check, h2_fail, h2_find, h2_link, h2_unlink,
 )
 from fastmesh.core.wire.message cimport Message
 

@@ -5,6 +5,7 @@
 
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp, memcpy
+
 from fastmesh.core.sys.openssl cimport *
 
 cdef enum:

@@ -19,11 +19,11 @@
 # and under the trust it was made with: the session id context is a digest of our SPIFFE ID and of all domains and
 # their roots.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, strlen, strncmp, strrchr
-from libc.stdio cimport snprintf
 from libc.time cimport time_t
 
 from fastmesh.core.base.reason cimport *

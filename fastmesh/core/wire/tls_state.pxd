@@ -16,7 +16,6 @@ cdef enum:
     TLS_SINK_FULL = -1002       # nothing lost: send what is in the sink, then call again with the same arguments
 
     TLS_SLACK = 256             # a key update and an alert may go along with records
-    TLS_FLIGHT_ROOM = 32768     # free sink bytes with which a handshake call never finds it full
 
 cdef enum:                      # what tls_open is told of ALPN: the protocols of the context that may be agreed on
     TLS_ALPN_NONE = 0

@@ -14,7 +14,6 @@ from fastmesh.core.sys.openssl cimport *
 cdef enum:
     TICKET_KEYS = 4             # current, previous, one being wiped, one being written
     TICKET_CURRENT = 0
-    TICKET_PREVIOUS = 1
 
 cdef struct TlsTicketKey:
     int64_t born                # seconds since 1970; 0: there is no key here
