@@ -84,21 +84,6 @@ def format_duration(milliseconds: int) -> str:
     return text or "0s"
 
 
-_SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)")
-_SIZE_EXPECTED: Final = "a size such as 512B, 64KiB or 1MiB"
-
-
-def parse_size(text: str) -> int:
-    """`64KiB` as bytes. Units B, KiB, MiB, GiB: powers of two only, because KB means two things."""
-    if _NUMBER.fullmatch(text):
-        raise ValueError(f"{shown(text)} has no unit, expected {_SIZE_EXPECTED}")
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{shown(text)} is not a size, expected {_SIZE_EXPECTED}")
-    return int(match[1]) * _SIZE_UNITS[match[2]]
-
-
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 _PERCENT_EXPECTED: Final = "a percentage from 0% to 100%, such as 1% or 0.5%"
 
@@ -491,7 +476,6 @@ def parse_rule_name(text: str) -> str:
 DURATION: Final = Kind(
     "duration", _DURATION_EXPECTED, parse_duration, rf"^(?=.){_DURATION}$", format_duration
 )
-SIZE: Final = Kind("size", _SIZE_EXPECTED, parse_size, r"^[0-9]+(B|KiB|MiB|GiB)$")
 PERCENT: Final = Kind(
     "percentage", _PERCENT_EXPECTED, parse_percent, r"^[0-9]{1,3}(\.[0-9]{1,6})?%$", format_percent
 )

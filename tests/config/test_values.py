@@ -40,19 +40,6 @@ def test_duration_is_read_as_shown(milliseconds: int) -> None:
     assert values.parse_duration(values.format_duration(milliseconds)) == milliseconds
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("0B", 0), ("512B", 512), ("64KiB", 65536), ("1MiB", 1 << 20), ("2GiB", 2 << 30)]
-)
-def test_size(text: str, size: int) -> None:
-    assert values.parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "1", "64KB", "64kib", "1.5MiB", "-1B", "1 MiB", "1MiB\n"])
-def test_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="expected a size"):
-        values.parse_size(text)
-
-
 @pytest.mark.parametrize(("text", "share"), [("0%", 0), ("100%", 1), ("0.5%", 0.005), ("12.25%", 0.1225)])
 def test_percent(text: str, share: float) -> None:
     assert values.parse_percent(text) == pytest.approx(share)
