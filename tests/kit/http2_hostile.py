@@ -130,10 +130,10 @@ class Attacker:
 
 @dataclass(frozen=True)
 class Flood:
-    """`reasons`: it is counted as one of these words. `most`: repetitions by which it must have been cut."""
+    """`reasons`: it is counted as one of these. `most`: repetitions by which it must have been cut."""
 
     name: str
-    reasons: str
+    reasons: tuple[str, ...]
     most: int
     step: Callable[[int], bytes]
     code: int = Code.ENHANCE_YOUR_CALM
@@ -187,46 +187,44 @@ def _said_length(number: int) -> bytes:
     return headers(_stream(number), fields).encode() + _too_long(_stream(number))
 
 
-def _malformed(number: int) -> bytes:
-    return headers(_stream(number), request(fields=[("Capital", "x")]), end=True).encode()
-
-
 _KEEP = Frame(Type.PRIORITY, 0, 1, priority(3)).encode()
 _SELF = Frame(Type.PRIORITY, 0, 1, priority(1)).encode()
 
 FLOODS = [
-    Flood("rapid-reset", "h2_reset_flood", 5_000, rapid_reset),
-    Flood("rapid-reset-uploads", "h2_reset_flood", 5_000, rapid_reset_of_uploads),
-    Flood("continuation-bytes", "h2_header_flood", 5_000, _continuation(b"\0")),
-    Flood("continuation-empty", "h2_header_flood", 5_000, _continuation(b"")),
-    Flood("continuation-large", "h2_header_flood", 5_000, _continuation(blocks.field("x-a", "b" * 16_000))),
-    Flood("settings", "h2_settings_flood", 5_000, lambda number: settings([(4, 65535)]).encode()),
-    Flood("settings-empty", "h2_settings_flood", 5_000, lambda number: settings().encode()),
-    # Which comes first, too many or too many whose answers it has not taken, is a matter of time.
-    Flood("ping", "h2_ping_flood h2_output_flood", 50_000, lambda number: ping().encode()),
-    Flood("data-empty", "h2_empty_flood", 10_000, _open_once(data(1))),
+    Flood("rapid-reset", ("h2_reset_flood",), 5_000, rapid_reset),
+    Flood("rapid-reset-uploads", ("h2_reset_flood",), 5_000, rapid_reset_of_uploads),
+    Flood("continuation-bytes", ("h2_header_flood",), 5_000, _continuation(b"\0")),
+    Flood("continuation-empty", ("h2_header_flood",), 5_000, _continuation(b"")),
     Flood(
-        "data-padding", "h2_empty_flood", 10_000, _open_once(Frame(Type.DATA, Flag.PADDED, 1, b"\3\0\0\0"))
+        "continuation-large", ("h2_header_flood",), 5_000, _continuation(blocks.field("x-a", "b" * 16_000))
     ),
-    Flood("priority", "h2_priority_flood", 50_000, _open_once(_KEEP)),
-    Flood("priority-of-itself", "h2_priority_flood", 50_000, _open_once(_SELF)),
-    Flood("unknown-frames", "h2_priority_flood", 50_000, lambda number: Frame(0x42, 0, 0, b"?").encode()),
-    Flood("window-update", "h2_window_flood", 200_000, lambda number: window_update(0, 1).encode()),
-    Flood("window-update-stream", "h2_window_flood", 200_000, _open_once(window_update(1, 1))),
+    Flood("settings", ("h2_settings_flood",), 5_000, lambda number: settings([(4, 65535)]).encode()),
+    Flood("settings-empty", ("h2_settings_flood",), 5_000, lambda number: settings().encode()),
+    # Which comes first, too many or too many whose answers it has not taken, is a matter of time.
+    Flood("ping", ("h2_ping_flood", "h2_output_flood"), 50_000, lambda number: ping().encode()),
+    Flood("data-empty", ("h2_empty_flood",), 10_000, _open_once(data(1))),
+    Flood(
+        "data-padding", ("h2_empty_flood",), 10_000, _open_once(Frame(Type.DATA, Flag.PADDED, 1, b"\3\0\0\0"))
+    ),
+    Flood("priority", ("h2_priority_flood",), 50_000, _open_once(_KEEP)),
+    Flood("priority-of-itself", ("h2_priority_flood",), 50_000, _open_once(_SELF)),
+    Flood("unknown-frames", ("h2_priority_flood",), 50_000, lambda number: Frame(0x42, 0, 0, b"?").encode()),
+    Flood("window-update", ("h2_window_flood",), 200_000, lambda number: window_update(0, 1).encode()),
+    Flood("window-update-stream", ("h2_window_flood",), 200_000, _open_once(window_update(1, 1))),
     Flood(
         "made-you-reset-overflow",
-        "h2_provoked_flood",
+        ("h2_provoked_flood",),
         5_000,
         _made_you_reset(lambda stream: window_update(stream, LARGE).encode()),
     ),
     Flood(
         "made-you-reset-zero",
-        "h2_protocol_error",
+        ("h2_protocol_error",),
         5_000,
         _made_you_reset(lambda stream: window_update(stream, 0).encode()),
         Code.PROTOCOL_ERROR,
     ),
-    Flood("made-you-reset-length", "h2_provoked_flood", 5_000, _said_length),
+    Flood("made-you-reset-length", ("h2_provoked_flood",), 5_000, _said_length),
 ]
 
 
