@@ -9,31 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from kit.limits import DEADLINE
+from kit.line_process import LineProcess
 
 WHO = "/fastmesh.test.Script/Who"
 
 
-class HealthServer:
+class HealthServer(LineProcess):
     """That process. `services` are SERVING at first; the whole server always is."""
 
     def __init__(self, *services: str, health: bool = True) -> None:
         options = [] if health else ["--no-health"]
-        self.process = subprocess.Popen(
+        super().__init__(
             [sys.executable, "-m", "kit.grpc_health", *options, "127.0.0.1:0"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
         try:
-            self.port: int = self._hear()["port"]
+            self.port: int = self.hear()["port"]
             for service in services:
                 self.set("SERVING", service)
         except BaseException:
@@ -45,28 +40,8 @@ class HealthServer:
         return f"127.0.0.1:{self.port}"
 
     def set(self, status: str, service: str = "") -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"service": service, "status": status}).encode() + b"\n")
-        self.process.stdin.flush()
-        assert self._hear() == {"set": status}
-
-    def _hear(self) -> Any:
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], 4 * DEADLINE)
-        line = self.process.stdout.readline() if ready else b""
-        assert line, "the gRPC server says nothing"
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(DEADLINE)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdout.close()
+        self.say(json.dumps({"service": service, "status": status}))
+        assert self.hear() == {"set": status}
 
     def __enter__(self) -> HealthServer:
         return self

@@ -6,20 +6,17 @@ Both speak the same small protocol on stdin and stdout, a line of JSON at a time
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
-import select
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kit.grpc_scenarios import SCENARIOS, Scenario
-from kit.limits import DEADLINE, PATIENCE, bare
+from kit.limits import PATIENCE, bare
+from kit.line_process import LineProcess
 from kit.ports import free_port
 
 KIT = Path(__file__).parent
@@ -38,57 +35,18 @@ def command(language: str, role: str) -> list[str]:
     return [node, str(JS / f"{role}.js")]
 
 
-class Peer:
+class Peer(LineProcess):
     """A child process that answers a line with a line."""
 
     def __init__(self, directory: Path, language: str, role: str, *arguments: str) -> None:
         self.language = language
-        self._heard = b""
         self.path = directory / f"{language}-{role}-{free_port()}.stderr"
         env = bare() | {"PYTHONPATH": str(KIT.parent), "FASTMESH_TEST_PATIENCE": str(PATIENCE)}
         with self.path.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [*command(language, role), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=env,
-            )
-
-    def say(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-
-    def hear(self) -> Any:
-        """The next line that it says."""
-        assert self.process.stdout is not None
-        while b"\n" not in self._heard:
-            ready, _, _ = select.select([self.process.stdout], [], [], 4 * DEADLINE)
-            more = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
-            if not more:
-                # What it may yet say would be taken for the answer to something else.
-                self.process.kill()
-                raise AssertionError(f"{self.process.args} says nothing:\n{self.stderr()}")
-            self._heard += more
-        line, _, self._heard = self._heard.partition(b"\n")
-        return json.loads(line)
+            super().__init__([*command(language, role), *arguments], env, stderr)
 
     def stderr(self) -> str:
         return self.path.read_text(errors="replace")
-
-    def close(self) -> None:
-        """End of its input: it has nothing more to do and ends."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(DEADLINE)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdout.close()
 
 
 class Service(Peer):
