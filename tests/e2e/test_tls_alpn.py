@@ -6,7 +6,7 @@ import contextlib
 import re
 import ssl
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,15 @@ def s_client(port: int, offered: str | None, *options: str, data: bytes = b"") -
     return (found[1].decode() if found else None), shown
 
 
+def agrees(config: dict[str, Any], expected: Mapping[str | None, str | None], *options: str) -> None:
+    """The listener agrees on that for each offer, and only who is not refused gets an answer."""
+    for offered, agreed in expected.items():
+        data = request(headers=[("Connection", "close")])
+        found, shown = s_client(address_of(config)[1], offered, *options, data=data)
+        assert found == agreed, (offered, options)
+        assert (b"hello there" in shown) == (agreed != REFUSED)
+
+
 def edge(shop: Shop, endpoint: int, tls: dict[str, Any] | None = None, **listener: Any) -> dict[str, Any]:
     own = {"name": "edge", "bind": f"127.0.0.1:{free_port()}", "to": "app"}
     certificates = [shop.issue("a", "a.example"), shop.issue("b", "b.example")]
@@ -67,22 +76,15 @@ def test_an_edge_that_speaks_http_1_alone(serve: Serve, upstream: Serving, shop:
     endpoint = upstream(hello).address[1]
     config = edge(shop, endpoint, protocol="http", http2={"enabled": False})
     serve(config)
+    expected = {
+        "h2,http/1.1": "http/1.1",
+        "http/1.1": "http/1.1",
+        None: None,
+        "h2": REFUSED,
+        "postgresql": REFUSED,
+    }
     for name in ("a.example", "b.example"):
-        for offered, agreed in (
-            ("h2,http/1.1", "http/1.1"),
-            ("http/1.1", "http/1.1"),
-            (None, None),
-            ("h2", REFUSED),
-            ("postgresql", REFUSED),
-        ):
-            found, shown = s_client(
-                address_of(config)[1],
-                offered,
-                *("-CAfile", str(shop.ca), "-servername", name, version),
-                data=request(headers=[("Connection", "close")]),
-            )
-            assert found == agreed, (name, offered)
-            assert (b"hello there" in shown) == (agreed != REFUSED)
+        agrees(config, expected, "-CAfile", str(shop.ca), "-servername", name, version)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +96,12 @@ def test_an_edge_that_speaks_http_1_alone(serve: Serve, upstream: Serving, shop:
     ],
 )
 def test_an_edge_for_opaque_bytes(
-    serve: Serve, upstream: Serving, shop: Shop, tls: dict[str, Any], expected: dict[str, str | None]
+    serve: Serve, upstream: Serving, shop: Shop, tls: dict[str, Any], expected: dict[str | None, str | None]
 ) -> None:
     """It agrees on what the file names, and on nothing by itself."""
     config = edge(shop, upstream(hello).address[1], tls, protocol="tcp")
     serve(config)
-    for offered, agreed in expected.items():
-        found, shown = s_client(
-            address_of(config)[1],
-            offered,
-            *("-CAfile", str(shop.ca)),
-            data=request(headers=[("Connection", "close")]),
-        )
-        assert found == agreed, offered
-        assert (b"hello there" in shown) == (agreed != REFUSED)
+    agrees(config, expected, "-CAfile", str(shop.ca))
 
 
 @pytest.mark.parametrize(
@@ -133,16 +127,12 @@ def test_listeners_of_the_mesh(
     config["listeners"].append(other | {"protocol": "http", "http2": {"enabled": False}})
     serve(config)
     caller = pki.identity("svc-a")
-    for offered, agreed in expected.items():
-        found, shown = s_client(
-            address_of(config)[1],
-            offered,
-            *("-CAfile", str(caller.bundle), "-cert", str(caller.certificate), "-key", str(caller.key)),
-            *("-cert_chain", str(caller.certificate)),
-            data=request(headers=[("Connection", "close")]),
-        )
-        assert found == agreed, offered
-        assert (b"hello there" in shown) == (agreed != REFUSED)
+    agrees(
+        config,
+        expected,
+        *("-CAfile", str(caller.bundle), "-cert", str(caller.certificate), "-key", str(caller.key)),
+        *("-cert_chain", str(caller.certificate)),
+    )
 
 
 def test_a_session_of_one_listener_agrees_anew_at_another(serve: Serve, upstream: Serving, pki: Pki) -> None:
