@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -74,6 +74,15 @@ class Run:
         int  # that reached the backend during the run: many mean that the pool does not hold
     )
     errors: dict[str, int] = field(default_factory=dict)
+
+
+def total_errors(all_: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The errors of several runs, by kind."""
+    total: dict[str, int] = {}
+    for errors in all_:
+        for kind, count in errors.items():
+            total[kind] = total.get(kind, 0) + count
+    return total
 
 
 def measure(actor: Actor, scenario: Scenario, number: int, timing: Timing) -> Run:

@@ -37,10 +37,6 @@ class Cpus:
     def all(self) -> frozenset[int]:
         return self.proxy | self.load
 
-    @property
-    def separate(self) -> bool:
-        return not self.proxy & self.load
-
 
 def choose_cpus() -> Cpus:
     """The last CPU for the proxies: devices interrupt the first ones. With one CPU all must share it."""

@@ -11,7 +11,7 @@ from bench import handshakes, slow
 from bench.handshakes import UNIT as HAPROXY
 from bench.handshakes import Handshakes
 from bench.idle import Idle, Ready
-from bench.load import Run, Scenario
+from bench.load import Run, Scenario, total_errors
 from bench.proxies import DIRECT
 from bench.slow import Slow
 
@@ -35,10 +35,7 @@ class Figure:
 
     @property
     def errors(self) -> dict[str, int]:
-        total: dict[str, int] = {}
-        for run in self.runs:
-            for kind, count in run.errors.items():
-                total[kind] = total.get(kind, 0) + count
+        total = total_errors(run.errors for run in self.runs)
         if self.failures:
             total["failed_runs"] = len(self.failures)
         return total

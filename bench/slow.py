@@ -16,7 +16,7 @@ from typing import Final
 
 from bench import generators
 from bench.generators import Failed
-from bench.load import Timing, children
+from bench.load import Timing, children, total_errors
 from bench.machine import ticks
 from bench.processes import cpu
 from bench.stage import Actor
@@ -47,11 +47,7 @@ class Slow:
 
     @property
     def errors(self) -> dict[str, int]:
-        total: dict[str, int] = {}
-        for run in self.runs:
-            for kind, count in run.errors.items():
-                total[kind] = total.get(kind, 0) + count
-        return total
+        return total_errors(run.errors for run in self.runs)
 
     @property
     def valid(self) -> bool:
