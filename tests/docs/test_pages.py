@@ -31,6 +31,28 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+# A file of ours as prose names it: with the folders that say which (`io/pool`, `core/io/pool.pxd`), or alone.
+CODE = ("agent", "bench", "certs", "config", "core", "fastmesh", "host", "observe", "scripts", "tests")
+FLOORS = ("sys", "base", "wire", "traffic", "io", "face")
+IN_FOLDERS = re.compile(rf"`((?:{'|'.join(CODE + FLOORS)})/[\w/*-]+(?:\.\w+)?)`")
+ALONE = re.compile(r"`([\w*]+\.(?:pxd|pyx|py))`")
+
+
+def is_there(named: str) -> bool:
+    tops = (ROOT, ROOT / "fastmesh", ROOT / "fastmesh" / "core")
+    return any(list(top.glob(named + end)) for top in tops for end in ("", ".pxd", ".py"))
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "internals").glob("*.md")), ids=lambda page: page.name
+)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text()
+    assert not [named for named in IN_FOLDERS.findall(text) if not is_there(named)]
+    code = [path for folder in ("bench", "fastmesh", "tests") for path in (ROOT / folder).rglob("*.p*")]
+    assert not [named for named in ALONE.findall(text) if not any(path.match(named) for path in code)]
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
