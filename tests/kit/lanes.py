@@ -30,20 +30,20 @@ def ms(milliseconds: float) -> str:
 # kind -> (how many in one process, endpoints, settings of the listener, settings of the service)
 KINDS: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     "http": (64, 1, {"protocol": "http"}, {}),
-    "pair": (8, 2, {"protocol": "http"}, {}),
-    "auto": (8, 1, {}, {}),
-    "tcp": (8, 1, {"protocol": "tcp"}, {}),
-    "outbound": (16, 1, {"role": "outbound"}, {}),
+    "pair": (12, 2, {"protocol": "http"}, {}),
+    "auto": (12, 1, {}, {}),
+    "tcp": (16, 1, {"protocol": "tcp"}, {}),
+    "outbound": (20, 1, {"role": "outbound"}, {}),
     "header-timeout": (4, 1, {"protocol": "http", "header_timeout": ms(300)}, {}),
     "idle-timeout": (4, 1, {"protocol": "http", "idle_timeout": ms(300)}, {}),
     "stream-timeout": (4, 1, {"protocol": "http", "stream_idle_timeout": ms(400)}, {}),
     "tcp-timeout": (4, 1, {"protocol": "tcp", "tcp_idle_timeout": ms(300)}, {}),
-    "response-timeout": (4, 1, {"protocol": "http"}, {"response_timeout": ms(300)}),
+    "response-timeout": (8, 1, {"protocol": "http"}, {"response_timeout": ms(300)}),
     "connect-timeout": (4, 2, {"protocol": "http"}, {"connect_timeout": ms(200)}),
     "pool-one": (4, 1, {"protocol": "http"}, {"pool": {"idle_max": 1}}),
     "pool-none": (4, 1, {"protocol": "http"}, {"pool": {"idle_max": 0}}),
-    "retry-idempotent": (4, 1, {"protocol": "http"}, {"reuse_retry": "idempotent"}),
-    "retry-off": (4, 1, {"protocol": "http"}, {"reuse_retry": "off"}),
+    "retry-idempotent": (8, 1, {"protocol": "http"}, {"reuse_retry": "idempotent"}),
+    "retry-off": (20, 1, {"protocol": "http"}, {"reuse_retry": "off"}),
     "pool-timeout": (4, 1, {"protocol": "http"}, {"pool": {"idle_timeout": ms(300)}}),
     "xff-replace": (
         4,
@@ -65,7 +65,7 @@ KINDS: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     ),
     "forwarded-append": (4, 1, {"protocol": "http", "forwarded": {"forwarded": "append"}}, {}),
     "limited": (4, 1, {"protocol": "http", "max_connections": 2}, {}),
-    "no-endpoint": (4, 0, {"protocol": "http"}, {}),
+    "no-endpoint": (8, 0, {"protocol": "http"}, {}),
 }
 
 
