@@ -297,17 +297,14 @@ def test_a_server_that_speaks_first_is_waited_for_once(
 ) -> None:
     upstream(greeting, address=(HOSTS[family], 25))
     proxy = serve(config({"mail": {"endpoints": [at(HOSTS[family], 25)]}}))
-    took = []
-    for _ in range(3):
+    for number in range(3):
         begun = time.monotonic()
         with connect((HOSTS[family], 25)) as client:
             assert client.read_until(b"\n") == b"220 ready\r\n"
-            took.append(time.monotonic() - begun)
+            assert number or time.monotonic() - begun >= 0.1
             data = bytes(range(256)) * 4000
             with client.sending(data):
                 assert client.read_exact(len(data)) == data
-    assert took[0] >= 0.1
-    assert max(took[1:]) < 0.1, "learned"
     metrics = proxy.metrics()
     assert metrics.sum("detect_timeouts_total") == 1
     assert metrics.sum("detect_skipped_total") == 2
@@ -381,10 +378,8 @@ def test_a_client_that_speaks_first_after_all_is_believed(
 def test_opaque_services_are_not_looked_at(host: Namespace, serve: Serve, upstream: Serving) -> None:
     upstream(greeting, address=(HOSTS[4], 25))
     proxy = serve(config({"mail": {"endpoints": [f"{HOSTS[4]}:25"], "protocol": "tcp"}}))
-    begun = time.monotonic()
     with connect((HOSTS[4], 25)) as client:
         assert client.read_until(b"\n") == b"220 ready\r\n"
-    assert time.monotonic() - begun < 0.1
     assert proxy.metrics().sum("detect_timeouts_total") == 0
 
 
