@@ -115,7 +115,7 @@ def extensions() -> list[Extension]:
         ],
         build_dir=os.environ.get("FASTMESH_CYTHON_DIR", f"build/{mode}/cython"),
         emit_linenums=mode != "release",
-        nthreads=0,
+        nthreads=os.cpu_count() or 1,
         show_all_warnings=False,
         compiler_directives={
             "language_level": "3",
