@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.proxies import SERVICE, Unavailable
-from fastmesh.host.intercept.syscalls import enter_network, new_network
+from fastmesh.host.namespaces import CLONE_NEWNET, enter, unshare
 
 _OWN: Final = "/proc/thread-self/ns/net"
 _NEEDED: Final = {"ip": "iproute2", "nft": "nftables"}
@@ -43,10 +43,10 @@ class Network:
         """This thread is in there, and what it starts stays there."""
         before = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            enter_network(self._descriptor)
+            enter(self._descriptor, CLONE_NEWNET)
             yield
         finally:
-            enter_network(before)
+            enter(before, CLONE_NEWNET)
             os.close(before)
 
 
@@ -76,11 +76,11 @@ def _made() -> int:
     """The descriptor of a new namespace."""
     before = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        new_network()
+        unshare(CLONE_NEWNET)
         try:
             return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            enter_network(before)
+            enter(before, CLONE_NEWNET)
     except OSError as error:
         raise Forbidden(
             f"a network namespace cannot be made ({(error.strerror or str(error)).lower()}); it takes root "
