@@ -231,11 +231,12 @@ cdef struct Exchange:
 cdef struct Flow:
     Conn *src
     Conn *dst
-    int pipe_in                   # read end
+    int pipe_in                   # read end; -1: there is no pipe
     int pipe_out                  # write end
     size_t held                   # bytes in the pipe
     uint64_t left                 # bytes still to take from src; LENGTH_UNKNOWN: until its end
     uint64_t moved
+    bint much                     # comes at a time: the kernel moves it
     bint eof
     # The flow has moved everything (reason 0), or cannot go on. It is freed by its owner.
     void (*on_done)(Worker *w, Flow *f, int reason) noexcept nogil

@@ -14,7 +14,7 @@ from libc.string cimport memcmp
 
 from fastmesh.core.traffic.snapshot cimport ListenerConf
 from fastmesh.core.wire.http1_scan cimport FM_REGNAME, fm_class
-from fastmesh.core.wire.preface cimport PREFACE_HERE, PREFACE_MORE, PREFACE_NOT, preface_here
+from fastmesh.core.wire.preface cimport PREFACE_HERE, PREFACE_NOT, preface_here
 
 cdef enum:
     DETECT_BYTES = 64
