@@ -23,7 +23,9 @@ from fastmesh.core.wire.first_host cimport first_host
 from fastmesh.core.wire.http1 cimport http1_parse_request
 from fastmesh.core.wire.message cimport F_HOST, Message
 from fastmesh.core.wire.preface cimport PREFACE_HERE, preface_here
-from fastmesh.core.wire.sniff cimport SNIFF_HELLO, SNIFF_MAX, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_TOO_LARGE, sniff_hello
+from fastmesh.core.wire.sniff cimport (
+    SNIFF_HELLO, SNIFF_MALFORMED, SNIFF_MAX, SNIFF_MORE, SNIFF_NAME_MAX, SNIFF_TOO_LARGE, sniff_hello,
+)
 from fuzz cimport Choices, block, chance, choice, choice16, fail
 from hello_judge cimport Hello, hello_judge
 
@@ -32,6 +34,14 @@ cdef enum Mode:
     MODE_HELLO = 1                # the bytes as a ClientHello
     MODE_MADE_HELLO = 2           # one made by the rules, and then perhaps spoilt
     MODE_MADE_REQUEST = 3
+
+cdef enum Flaw:                   # of a hello that is made otherwise by the rules
+    FLAW_LIST = 1                 # something behind the name in its list
+    FLAW_EXTENSION                # something behind the list
+    FLAW_KIND                     # no host name
+    FLAW_LETTER                   # one that no name has
+    FLAW_DOT                      # a name that begins with one
+    FLAW_RECORD                   # a record too long
 
 cdef enum Reading:
     READ_DETECT = 0
@@ -321,8 +331,12 @@ cdef void made_hello(Choices *c, uint64_t seed) noexcept nogil:
     cdef size_t extensions, at, n, i
     cdef size_t padding = 0
     cdef uint16_t kind = 0
+    cdef uint16_t first = 0
+    cdef bint wrong = False
+    cdef int flaw = choice(c) % 16
+    cdef size_t more
     cdef int place = choice(c) % 64          # of the name among the extensions
-    cdef int count = choice(c) % 65
+    cdef int count = choice(c) % 66
     made.n = 0
     put(&made, b"\x01\0\0\0\x03\x03", 6)
     for i in range(32):
@@ -342,22 +356,35 @@ cdef void made_hello(Choices *c, uint64_t seed) noexcept nogil:
         for i in range(<size_t>count):
             if <int>i == place:
                 n = 1 + choice(c) % 255
+                more = 1 + choice(c) % 9 if flaw == FLAW_LIST or flaw == FLAW_EXTENSION else 0
+                wrong = wrong or FLAW_LIST <= flaw <= FLAW_DOT
                 put_number(&made, 2, 0)
-                put_number(&made, 2, n + 5)
-                put_number(&made, 2, n + 3)
-                put_number(&made, 1, 0)
+                put_number(&made, 2, n + 5 + more)
+                put_number(&made, 2, n + 3 + (more if flaw == FLAW_LIST else 0))
+                put_number(&made, 1, flaw == FLAW_KIND)
                 put_number(&made, 2, n)
                 at = made.n
                 put_of(&made, c, b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.", 65, n)
                 if made.data[at] == c".":
                     made.data[at] = c"x"
+                if flaw == FLAW_DOT:
+                    made.data[at] = c"."
+                if flaw == FLAW_LETTER:
+                    made.data[at + choice(c) % n] = c"/"
+                memset(made.data + made.n, 0, more)
+                made.n += more
                 name_len = n
                 for n in range(name_len):
                     name[n] = made.data[at + n]
                     if c"A" <= name[n] <= c"Z":
                         name[n] = <char>(name[n] - c"A" + c"a")
                 continue
-            kind += 1 + choice(c) % 200      # never twice
+            kind += 1 + choice(c) % 200
+            if i == 0:
+                first = kind
+            if form & 64 and i > 0 and i + 1 == <size_t>count:
+                kind = first                 # twice the same
+                wrong = True
             n = choice(c)
             if n > 250:
                 n *= 17
@@ -368,6 +395,7 @@ cdef void made_hello(Choices *c, uint64_t seed) noexcept nogil:
             memset(made.data + made.n, choice(c), n)
             made.n += n
         set_length(&made, extensions, 2)
+        wrong = wrong or count > 64
     set_length(&made, 1, 3)
     # into records
     wrapped.n = 0
@@ -383,10 +411,17 @@ cdef void made_hello(Choices *c, uint64_t seed) noexcept nogil:
         put(&wrapped, made.data + at, n)
         at += n
     n = wrapped.n
+    if flaw == FLAW_RECORD:
+        wrapped.data[3] = 0x40
+        wrapped.data[4] = <char>(1 + choice(c) % 255)
+        wrong = True
     if form & 32:
         put(&wrapped, b"\x17\x03\x03\0\x05early", 10)
     hello(wrapped.data, wrapped.n, seed, told)
-    if n > SNIFF_MAX:
+    if wrong:
+        if told.what != SNIFF_MALFORMED and (told.what != SNIFF_TOO_LARGE or n <= SNIFF_MAX):
+            fail(b"a hello that is wrong")
+    elif n > SNIFF_MAX:
         if told.what != SNIFF_TOO_LARGE:
             fail(b"a hello that is too large")
     elif told.what != SNIFF_HELLO:

@@ -175,7 +175,7 @@ def detect() -> Iterator[tuple[str, bytes]]:
     for name, data in OTHERS.items():
         yield f"{name}", b"\x00\x07" + data
         yield f"{name}-http2", b"\x04\x07" + data
-    for form in range(0, 64, 3):
+    for form in range(0, 128, 3):
         yield f"made-hello-{form}", b"\x02\x07" + bytes([form, *range(form, 200, 3)])
         yield f"made-request-{form}", bytes([3 + form % 2 * 4, 7, form, *range(form, form + 60)])
 

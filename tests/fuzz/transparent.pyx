@@ -88,7 +88,7 @@ cdef void destination(Choices *c, bint table, Destination *out) noexcept nogil:
         if out.family == DEST_INET6:
             out.address[9] = choice(c)
     out.address[0] = 127 if family & 2 else 10
-    out.address[15 if out.family == DEST_INET6 else 3] ^= low
+    out.address[15 if out.family == DEST_INET6 else 3] ^= low if family & 64 else low % 5
     out.port = port if port & 128 else port % 5
     if not table and out.port == 0:
         out.port = 443
@@ -345,7 +345,9 @@ cdef void decide(World *w, Choices *c) noexcept nogil:
     cdef Choice got
     cdef Choice again
     cdef Claim *claim = NULL
+    cdef Claim *other
     cdef Service *service
+    cdef int32_t owner
     cdef char name[12]
     cdef size_t n
     cdef int32_t index
@@ -393,7 +395,7 @@ cdef void decide(World *w, Choices *c) noexcept nogil:
         n = form >> 5
         for index in range(<int32_t>n):
             name[index] = <char>choice(c)
-    index = named(w, name, n)
+    index = owner = named(w, name, n)
     if got.shared != NULL:
         if index >= 0 and not (claim.owners >> index) & 1:
             index = -1
@@ -401,6 +403,12 @@ cdef void decide(World *w, Choices *c) noexcept nogil:
             fail(b"another of those who share it")
     else:
         index = -1 if got.reason or w.services[got.service].original else got.service
+    if w.nclaims:
+        other = &w.claims[form % w.nclaims]
+        if shared(other) and sharer_by_name(
+                &w.snapshot, destination_slot(&w.snapshot.destinations, &other.at), name, n) != (
+                    owner if owner >= 0 and (other.owners >> owner) & 1 else -1):
+            fail(b"another of those who share a destination")
     service = route_original(&w.snapshot, &w.conf, &to, own, name, n, &port)
     if port != got.port or service != (&w.services[index] if index >= 0 else NULL):
         fail(b"a request goes elsewhere")
