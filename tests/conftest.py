@@ -19,12 +19,14 @@ pytest.register_assert_rewrite("kit")
 
 from kit import descriptors  # noqa: E402
 from kit.fixtures import (  # noqa: E402, F401
+    _authority,
     _lane_proxy,
     cutter,
     grpc_peers,
     lane,
     nginx,
     other_pki,
+    own_pki,
     pki,
     serve,
     start_agent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,11 @@ def retired(proxy: Fastmesh, side: str, count: int) -> Metrics:
     return proxy.wait_metric("the ends", lambda m: m.sum("connections_retired_total", **labels) == count)
 
 
-@pytest.fixture
-def domains(serve: Serve, upstream: Serving, tmp_path: Path) -> Domains:
-    home, away = tmp_path / "home", tmp_path / "away"
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`home` and `away`, which trust each other."""
+    both = tmp_path_factory.mktemp("domains")
+    home, away = both / "home", both / "away"
     certs(home, "init", "--trust-domain", HOME)
     certs(away, "init", "--trust-domain", AWAY)
     certs(home, "issue", "api", "web")
@@ -88,6 +91,14 @@ def domains(serve: Serve, upstream: Serving, tmp_path: Path) -> Domains:
     certs(away, "issue", "cart", "--spiffe", "/ns/shop/sa/cart")
     federate(home, away, AWAY)
     federate(away, home, HOME)
+    return both
+
+
+@pytest.fixture
+def domains(serve: Serve, upstream: Serving, directories: Path, tmp_path: Path) -> Domains:
+    home, away = (
+        shutil.copytree(directories / name, tmp_path / name, symlinks=True) for name in ("home", "away")
+    )
     app = upstream(answering(b"x"))
     ports = free_port(), free_port()
     inbound = {"role": "inbound", "to": "app", "allow": [{"name": "partners", "from": ["web", CART]}]}

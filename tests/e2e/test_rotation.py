@@ -42,11 +42,6 @@ def issue(pki: Pki, name: str, seconds: int) -> None:
     cli("certs", "issue", name, "--ttl", f"{lasting}s", "--pki", pki.path)
 
 
-@pytest.fixture
-def own_pki(tmp_path: Path) -> Pki:
-    return Pki(tmp_path / "pki")
-
-
 class Sidecars:
     """svc-a calls svc-b, each with an agent of its own on one directory."""
 

@@ -128,6 +128,17 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture(scope="session")
+def _authority(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("authority") / "pki")
+
+
+@pytest.fixture
+def own_pki(_authority: Pki, tmp_path: Path) -> Pki:
+    """A certificate authority that the test may change, without identities."""
+    return _authority.copy(tmp_path / "pki")
+
+
+@pytest.fixture(scope="session")
 def other_pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """Another certificate authority for the same trust domain: its certificates prove nothing here."""
     made = Pki(tmp_path_factory.mktemp("other-pki") / "pki")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+import shutil
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,13 @@ class Pki:
         self.path = directory
         self.trust_domain = trust_domain
         cli("certs", "init", "--trust-domain", trust_domain, "--pki", directory)
+
+    def copy(self, directory: Path) -> Pki:
+        """The same authority once more, in a directory of its own: a copy takes less than a command."""
+        shutil.copytree(self.path, directory, symlinks=True)
+        copied = copy.copy(self)
+        copied.path = directory
+        return copied
 
     def issue(self, name: str) -> Identity:
         """`fastmesh certs issue NAME`."""
