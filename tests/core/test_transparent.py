@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kit.limits import DEADLINE, wait_until
 from kit.netns import Namespace, namespaces, needs_root
 from kit.upstream import ServerConn, Upstream, answering
-from kit.wire import Conn, connect, request
+from kit.wire import Conn, connect, request, response
 from kit.worker import running, snapshot
 
 from fastmesh._core import Area, Worker
@@ -97,8 +100,7 @@ def test_nothing_is_left(host: Namespace) -> None:
             assert len(other.connections) == 2, "pools outlive equal snapshots"
             worker.load(document(4, keep=False))
             with running(worker):
-                first.send(request())
-                assert first.read_response().reason == "no_service"
+                assert get(first) == b"80", "the destination itself"
                 mail.send(b"x")
                 assert mail.read_exact(1) == b"x"
             left = worker.close()
@@ -107,7 +109,7 @@ def test_nothing_is_left(host: Namespace) -> None:
 
 
 def test_more_ports_than_pools(host: Namespace) -> None:
-    """Each port has a pool; beyond the bound a request is refused, and nothing grows."""
+    """Each port has a pool. Beyond the bound those make room that are not in use."""
     worker = Worker(Area.create(1, 8), 0)
     with (
         Upstream(("10.77.0.3", 80), answering(b"80")),
@@ -117,10 +119,84 @@ def test_more_ports_than_pools(host: Namespace) -> None:
         worker.load(document(1))
         worker.listen("out", out.fileno())
         with running(worker):
-            reasons = []
-            for port in range(1000, 1260):
+            for port in range(1000, 1300):
                 with connect(("10.77.0.3", port)) as client:
                     client.send(request())
-                    reasons.append(client.read_response().reason)
-        assert reasons == ["connect_refused"] * 256 + ["overloaded"] * 4
+                    assert client.read_response().reason == "connect_refused"
+            with connect(("10.77.0.3", 80)) as client:
+                assert get(client) == b"80"
     assert not any(worker.close().values())
+
+
+def test_more_ports_than_pools_may_be_idle(host: Namespace) -> None:
+    """The one that was not used for longest loses its connections; those in use are nobody else's."""
+    worker = Worker(Area.create(1, 8), 0)
+    release = threading.Event()
+
+    def waits(conn: ServerConn) -> None:
+        for _ in conn:
+            release.wait(DEADLINE)
+            conn.send(response(b"late"))
+
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(Upstream(("10.77.0.3", 1000 + at), waits if at < 250 else answering(b"now")))
+            for at in range(262)
+        ]
+        out = stack.enter_context(socket.create_server(("127.0.0.1", 15001)))
+        out.setblocking(False)
+        worker.load(document(1))
+        worker.listen("out", out.fileno())
+        with running(worker):
+            clients = [stack.enter_context(connect(server.address)) for server in servers[:250]]
+            for client in clients:
+                client.send(request())
+            for server in servers[:250]:
+                server.wait_requests(1)
+            for _ in range(2):
+                for server in servers[250:]:  # twelve, for whom there are six pools
+                    with connect(server.address) as client:
+                        assert get(client) == b"now"
+            assert {len(server.connections) for server in servers[250:]} == {2}
+            with connect(servers[-1].address) as client:
+                assert get(client) == b"now"
+            assert len(servers[-1].connections) == 2, "used last: still there"
+            release.set()
+            for client in clients:
+                assert client.read_response().body == b"late"
+    assert not any(worker.close().values())
+
+
+def test_more_ports_than_pools_in_use(host: Namespace) -> None:
+    """Refused, and nothing grows; when one is done with there is room again."""
+    worker = Worker(Area.create(1, 8), 0)
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(Upstream(("10.77.0.3", 1000 + at), lambda conn: conn.expect_close()))
+            for at in range(256)
+        ]
+        stack.enter_context(Upstream(("10.77.0.3", 80), answering(b"80")))
+        out = stack.enter_context(socket.create_server(("127.0.0.1", 15001)))
+        out.setblocking(False)
+        worker.load(document(1))
+        worker.listen("out", out.fileno())
+        with running(worker):
+            clients = [stack.enter_context(connect(server.address)) for server in servers]
+            for client in clients:
+                client.send(request())
+            for server in servers:
+                server.wait_connections(1)
+            with connect(("10.77.0.3", 80)) as client:
+                client.send(request())
+                assert client.read_response().reason == "overloaded"
+            clients[7].reset()
+            servers[7].wait_open(0)
+            wait_until(lambda: _eighty() == b"80", "room")
+            for server in servers:
+                server.tolerate(AssertionError)
+    assert not any(worker.close().values())
+
+
+def _eighty() -> bytes:
+    with connect(("10.77.0.3", 80)) as client:
+        return get(client)

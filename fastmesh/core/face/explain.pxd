@@ -120,7 +120,7 @@ cdef inline int _route(Snapshot *s, Course *c, const Message *m) noexcept nogil:
         c.service = route(s, c.conf, authority, m.authority.len)
     else:
         c.service = route_original(s, c.conf, &c.wanted, c.own, authority, m.authority.len, &c.caller.facts.port)
-        if c.service == NULL and c.choice.shared != NULL:
+        if c.choice.shared != NULL and (c.service == NULL or c.service.original):
             choose_unknown(s, c.conf, &c.choice)     # as the first request of a connection
             c.http = False
             if c.choice.reason:
@@ -166,7 +166,8 @@ cdef inline dict explain(Worker *w, str listener, bytes data, identity, source, 
     path = None
     endpoints = []
     if c.service != NULL:
-        endpoints = [_words(&c.service.endpoints[i].text) for i in range(c.service.nendpoints)]
+        if not c.service.original:
+            endpoints = [_words(&c.service.endpoints[i].text) for i in range(c.service.nendpoints)]
         if c.http and r != -R_BAD_TARGET and m.path.len > 0:
             path = m.base[m.path.at:m.path.at + m.path.len].decode("utf-8", "backslashreplace")
     judged = c.decision.verdict != NO_VERDICT

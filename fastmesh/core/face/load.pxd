@@ -159,6 +159,14 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
                           (d.get("spiffe_id") or "").encode() if out.tls else b""]).replace(b"\0", b"|")
         out.endpoints[i].pool = _upstream(w, pools, key)
         out.nendpoints += 1
+    if out.original:
+        if endpoints:
+            raise ValueError(f"service {d['name']!r}: endpoints where destinations are")
+        out.endpoints[0].original = True
+        out.endpoints[0].health = -1
+        _text(s, &out.endpoints[0].text, "original destination")
+        out.endpoints[0].pool = _upstream(w, pools, b"|original|")
+        out.nendpoints = 1
     return 0
 
 

@@ -150,7 +150,7 @@ cdef inline Dialling *dialling_begin(Worker *w, Upstream *u, Exchange *x, int of
     if d == NULL:
         reason[0] = R_NO_MEMORY
         return NULL
-    c = upstream_connect(w, s, x.endpoint, &x.peer.to, &u.caller, reason)
+    c = upstream_connect(w, s, x.endpoint, &x.peer.to, &u.of, reason)
     if c == NULL:
         slab_put(&w.diallings, d)
         return NULL

@@ -8,12 +8,14 @@ from fastmesh.core.base.shared cimport Shared, shared_get, shared_put
 from fastmesh.core.io.age cimport conn_expired
 from fastmesh.core.io.connection cimport conn_timeout
 from fastmesh.core.io.handover cimport listener_leave
+from fastmesh.core.io.original cimport destination_of, is_own, original_destination
 from fastmesh.core.io.state cimport Conn, Downstream, PEER_TEXT, Peer, Worker
 from fastmesh.core.sys.posix cimport (
-    AF_INET, AF_INET6, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
+    AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
     socklen_t,
 )
 from fastmesh.core.traffic.counters cimport K_RETIRED_AGE, K_RETIRED_CERTIFICATE_DOWNSTREAM
+from fastmesh.core.traffic.destination cimport DEST_NONE
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.wire.tls cimport tls_peer
 from fastmesh.core.wire.tls_facts cimport TlsFacts
@@ -99,6 +101,21 @@ cdef inline uint64_t _end_of_age(const Downstream *d, const Conn *c) noexcept no
     if age and (end == 0 or d.opened_ms + age < end):
         end = d.opened_ms + age
     return end
+
+
+cdef inline void downstream_intercepted(Downstream *d, const Conn *c) noexcept nogil:
+    """Before each request: on a connection that is older than its listener's being transparent, ask where the client
+    wanted to go. Where nobody knows that, it is as made to the listener itself."""
+    cdef sockaddr_storage address
+    cdef socklen_t size = sizeof(sockaddr_storage)
+    if not d.listener.conf.transparent or d.peer.to.family != DEST_NONE:
+        return
+    if not original_destination(c.src.fd, &d.listener.bound, &d.peer.to):
+        d.peer.to = d.listener.bound
+    d.peer.own = is_own(&d.listener.bound, &d.peer.to)
+    if getpeername(c.src.fd, <sockaddr *>&address, &size) == 0:
+        destination_of(&address, &d.peer.caller)
+        d.peer.caller.port = 0
 
 
 cdef inline bint downstream_is_old(Worker *w, Downstream *d, const Conn *c) noexcept nogil:

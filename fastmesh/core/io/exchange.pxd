@@ -45,7 +45,6 @@ from fastmesh.core.traffic.counters cimport (
     G_EXCHANGES, K_HTTP10_DOWNSTREAM, K_HTTP11_DOWNSTREAM, K_HTTP2_DOWNSTREAM, S_ACTIVE, S_CONNECT_FAILURES, S_LOCAL,
     S_RETRIES, S_REUSED_DEAD,
 )
-from fastmesh.core.traffic.destination cimport DEST_NONE
 from fastmesh.core.traffic.route cimport route
 from fastmesh.core.traffic.snapshot cimport ListenerConf, REUSE_IDEMPOTENT, REUSE_OFF
 from fastmesh.core.traffic.transparent cimport route_original
@@ -238,9 +237,6 @@ cdef inline void exchange_begin(Worker *w, Exchange *x, Message *m, Caller *call
     if m.method == M_POST:
         _call(w, x, m)
     if fm_unlikely(conf.transparent):
-        if x.peer.to.family == DEST_NONE:       # its connection is older than the interception
-            x.peer.to = x.listener.bound
-            x.peer.own = 1
         x.service = route_original(
             x.snapshot, conf, &x.peer.to, x.peer.own, m.base + m.authority.at, m.authority.len,
             &caller.facts.port)

@@ -23,7 +23,7 @@ from fastmesh.core.io.connection cimport (
 from fastmesh.core.io.connection_input cimport conn_input
 from fastmesh.core.io.connection_output cimport conn_queued, conn_write_body
 from fastmesh.core.io.downstream cimport (
-    DRAIN_GRACE_MS, downstream_await, downstream_forget, downstream_free, downstream_is_old,
+    DRAIN_GRACE_MS, downstream_await, downstream_forget, downstream_free, downstream_intercepted, downstream_is_old,
 )
 from fastmesh.core.io.exchange cimport (
     exchange_begin, exchange_cut, exchange_downstream_failed, exchange_drop_kept, exchange_free, exchange_open,
@@ -329,6 +329,7 @@ cdef inline bint _begin(Worker *w, H1Server *h) noexcept nogil:
         x.flags |= X_UNPROVEN
     x.secure = 1 if c.flags & C_TLS else 0
     x.client_cert = h.client.client_cert
+    downstream_intercepted(&h.client, c)
     exchange_begin(w, x, m, &h.client.caller)
     if c.flags & C_DEAD:
         return False

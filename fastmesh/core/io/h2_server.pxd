@@ -19,7 +19,7 @@ from fastmesh.core.io.answer cimport answer
 from fastmesh.core.io.connection cimport conn_deadline, conn_dirty
 from fastmesh.core.io.connection_input cimport conn_input
 from fastmesh.core.io.downstream cimport (
-    downstream_await, downstream_free, downstream_is_old,
+    downstream_await, downstream_free, downstream_intercepted, downstream_is_old,
 )
 from fastmesh.core.io.exchange cimport (
     exchange_begin, exchange_cut, exchange_downstream_failed, exchange_free,
@@ -153,6 +153,7 @@ cdef inline void _head(H2 *h2, H2Stream *s, Message *m, bint end) noexcept nogil
         h2_conn_leave(w, h)
     x.secure = 1 if h.conn.flags & C_TLS else 0
     x.client_cert = h.client.client_cert
+    downstream_intercepted(&h.client, h.conn)
     exchange_begin(w, x, m, &h.client.caller)
     if end and e.end.ex == x:
         exchange_request_end(w, x, NULL)

@@ -21,7 +21,8 @@ from fastmesh.core.io.state cimport (
     C_RDHUP, C_READABLE, Conn, Dialling, Exchange, H1Client, H2Conn, SPEAKS_H1, SPEAKS_H2, Upstream, Worker,
     X_EXTENDED, X_FRESH, X_GRPC, X_REUSED, X_TUNNEL, X_UPGRADE,
 )
-from fastmesh.core.io.upstream cimport upstream_left, upstream_of
+from fastmesh.core.io.several cimport several_take, upstream_of
+from fastmesh.core.io.upstream cimport upstream_left
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.sys.posix cimport EAGAIN, MSG_PEEK, c_recv, errno
 from fastmesh.core.traffic.counters cimport G_UPSTREAM_IDLE, K_RETIRED_CERTIFICATE_UPSTREAM, K_RETIRED_REPLACED
@@ -166,15 +167,15 @@ cdef inline void pool_drain(Worker *w, Upstream *u) noexcept nogil:
 cdef inline void pool_drop(Worker *w, void *pool) noexcept nogil:
     """A snapshot that named this endpoint has gone."""
     cdef Upstream *u = <Upstream *>pool
-    cdef Upstream *port
+    cdef Upstream *one
     u.refs -= 1
     if u.refs > 0:
         return
-    while u.ports != NULL:
-        port = u.ports
-        u.ports = port.next_port
-        pool_drop(w, port)
-    u.nports = 0
+    while True:
+        one = several_take(u)
+        if one == NULL:
+            break
+        pool_drop(w, one)
     u.nconns += 1                                # it stays until all is closed that is idle
     while not list_empty(&u.idle):
         w.row.counters[K_RETIRED_REPLACED] += 1

@@ -259,12 +259,14 @@ cdef struct Upstream:             # the connections of one worker to one endpoin
     # Service name, address and TLS mode: what makes it the same one in a new snapshot. With TLS_MESH it ends with the
     # SPIFFE ID that the endpoint must prove.
     char *key
-    # Where endpoints keep the port or the caller: one for each, made at first use.
-    Upstream *ports
-    Upstream *next_port           # the next of these
-    uint32_t nports
-    uint16_t port                 # of one of these
-    Destination caller            # likewise: whose address its connections have; family DEST_NONE: our own
+    # Where what clients are or want is part of a connection (`several`): one for each, made at first use.
+    Node *kinds                   # Upstream.alike, by hash; NULL: none yet
+    Node used                     # Upstream.turn, used last first
+    uint32_t nkinds
+    # Of one of these:
+    Node alike
+    Node turn
+    Destination of                # the port, the client's address, or the destination that its connections are for
 
 cdef struct Listener:
     Source src                    # first

@@ -1,7 +1,6 @@
 # How a connection to an endpoint is begun: its socket, and TLS on it.
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, strlen
 
@@ -16,7 +15,7 @@ from fastmesh.core.io.original cimport destination_address
 from fastmesh.core.io.connection cimport conn_deadline, conn_resume_later
 from fastmesh.core.io.connection_turn cimport conn_open
 from fastmesh.core.io.state cimport (
-    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Peer, Upstream,
+    C_CONNECTING, C_DEAD, C_EARLY, C_HANDSHAKE, C_OLD_TRUST, C_READABLE, C_TLS, C_UPSTREAM, Conn, Upstream,
     Worker,
 )
 from fastmesh.core.sys.openssl cimport SSL_CTX, SSL_SESSION_free
@@ -28,15 +27,12 @@ from fastmesh.core.sys.posix cimport (
 )
 from fastmesh.core.sys.atomic cimport fm_unlikely
 from fastmesh.core.traffic.counters cimport K_UPSTREAM_CONNECTIONS, K_UPSTREAM_CONNECT_FAILURES
-from fastmesh.core.traffic.destination cimport (
-    DEST_INET, DEST_NONE, Destination, destination_equal, destination_is_local_to_link,
-)
+from fastmesh.core.traffic.destination cimport DEST_INET, DEST_NONE, Destination, destination_is_local_to_link
 from fastmesh.core.traffic.snapshot cimport Endpoint, Service, Snapshot, TLS_PUBLIC
 from fastmesh.core.wire.tls cimport tls_open
 
 cdef enum:
     HANDSHAKE_MS = 5000
-    PORTS_MAX = 256               # pools of an endpoint that keeps the port
 
 
 cdef inline Upstream *upstream_new(Worker *w, const char *prefix, const char *key) noexcept nogil:
@@ -56,69 +52,16 @@ cdef inline Upstream *upstream_new(Worker *w, const char *prefix, const char *ke
     list_init(&u.dialling)
     list_init(&u.unclaimed)
     list_init(&u.h2)
+    list_init(&u.used)
     list_append(&w.upstreams, &u.all)
     return u
 
 
-cdef inline bint _as_caller(const Endpoint *e, const Destination *caller) noexcept nogil:
+cdef inline bint as_caller(const Endpoint *e, const Destination *caller) noexcept nogil:
     """Can `e` be connected to with the address of that client?"""
     cdef int family = AF_INET if caller.family == DEST_INET else AF_INET6
     return (e.keep_caller != 0 and caller.family != DEST_NONE and e.address.ss_family == family
             and not destination_is_local_to_link(caller))
-
-
-cdef inline Upstream *_pool_as_caller(Worker *w, Upstream *base, const Destination *caller) noexcept nogil:
-    """The pool whose connections have that client's address. Without room or memory the one of our own address."""
-    cdef Upstream *free_one = NULL
-    cdef Upstream *u = base.ports
-    while u != NULL and not destination_equal(&u.caller, caller):
-        if u.nconns == 0:
-            free_one = u
-        u = u.next_port
-    if u != NULL:
-        return u
-    if free_one == NULL:
-        if base.nports >= PORTS_MAX:
-            return base
-        free_one = upstream_new(w, b":|", base.key)    # no service has such a name
-        if free_one == NULL:
-            return base
-        free_one.refs = 1
-        free_one.next_port = base.ports
-        base.ports = free_one
-        base.nports += 1
-    free_one.caller = caller[0]
-    return free_one
-
-
-cdef inline Upstream *upstream_of(Worker *w, const Endpoint *e, const Peer *peer) noexcept nogil:
-    """The pool of an endpoint, for that client; NULL: there is no room for one more port. Where the endpoint keeps the
-    port that was wanted, or the caller, there is a pool for each, made when it is first wanted; it goes with the
-    endpoint's."""
-    cdef const Destination *to = &peer.to
-    cdef Upstream *base = <Upstream *>e.pool
-    cdef Upstream *u
-    cdef char prefix[16]
-    if fm_unlikely(_as_caller(e, &peer.caller)):
-        return _pool_as_caller(w, base, &peer.caller)
-    if not e.keep_port:
-        return base
-    u = base.ports
-    while u != NULL and u.port != to.port:
-        u = u.next_port
-    if u != NULL or base.nports >= PORTS_MAX:
-        return u
-    # No service has such a name: it is never taken for another.
-    snprintf(prefix, sizeof(prefix), b":%u|", <unsigned int>to.port)
-    u = upstream_new(w, prefix, base.key)
-    if u == NULL:
-        return NULL
-    u.port = to.port
-    u.refs = 1
-    u.next_port = base.ports
-    base.ports = u
-    base.nports += 1
-    return u
 
 
 cdef inline void upstream_left(Upstream *u) noexcept nogil:
@@ -130,6 +73,7 @@ cdef inline void upstream_left(Upstream *u) noexcept nogil:
     list_remove(&u.all)
     if u.session != NULL:
         SSL_SESSION_free(u.session)
+    free(u.kinds)
     free(u.key)
     free(u)
 
@@ -175,6 +119,7 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
     cdef int family = e.address.ss_family
     cdef uint32_t flags = C_UPSTREAM | C_CONNECTING
     cdef const sockaddr *address = <const sockaddr *>&e.address
+    cdef socklen_t address_len = e.address_len
     cdef sockaddr_storage room
     cdef Conn *c
     cdef int fd
@@ -183,6 +128,13 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
             reason[0] = R_NO_ENDPOINT            # nobody says which port
             return NULL
         address = _on_port(e, to, &room)
+    elif fm_unlikely(e.original):
+        if to.family == DEST_NONE:
+            reason[0] = R_NO_ENDPOINT
+            return NULL
+        address_len = destination_address(to, &room)
+        address = <const sockaddr *>&room
+        family = room.ss_family
     fd = c_socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         reason[0] = connect_reason(errno)
@@ -192,12 +144,12 @@ cdef inline Conn *upstream_connect(Worker *w, Service *s, Endpoint *e, const Des
         if fm_unlikely(w.snapshot.mark):
             # Not allowed without CAP_NET_ADMIN: then rules tell us by our user.
             setsockopt(fd, SOL_SOCKET, SO_MARK, &w.snapshot.mark, sizeof(uint32_t))
-        if fm_unlikely(_as_caller(e, caller)) and not _be_caller(fd, caller):
+        if fm_unlikely(as_caller(e, caller)) and not _be_caller(fd, caller):
             reason[0] = R_OVERLOADED
             w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
             c_close(fd)
             return NULL
-    if c_connect(fd, address, e.address_len) != 0 and errno != EINPROGRESS:
+    if c_connect(fd, address, address_len) != 0 and errno != EINPROGRESS:
         reason[0] = connect_reason(errno)
         w.row.counters[K_UPSTREAM_CONNECT_FAILURES] += 1
         c_close(fd)

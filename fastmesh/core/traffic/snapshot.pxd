@@ -55,6 +55,7 @@ cdef struct Endpoint:
     int32_t health        # its byte in the table of the Area; -1: nobody checks it
     uint8_t keep_port     # is connected to on the port that the client wanted; the address has none
     uint8_t keep_caller   # is connected to with the client's address, where that is of the same family
+    uint8_t original      # is connected to where the client wanted to go; it has no address
     void *pool            # its connections: owned by the io floor, counted there
 
 cdef struct Service:
@@ -65,7 +66,7 @@ cdef struct Service:
     uint8_t tls           # enum TlsMode
     uint8_t protocol      # enum SvcProtocol
     uint8_t reuse_retry   # enum ReuseRetry
-    uint8_t original      # stands for all destinations that no service has; no endpoints
+    uint8_t original      # stands for all destinations that no service has; its endpoint is any of them
     uint8_t local         # the application: its endpoints are 127.0.0.1 and ::1, in this order
     uint32_t nendpoints
     Endpoint *endpoints

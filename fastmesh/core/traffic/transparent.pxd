@@ -116,12 +116,18 @@ cdef inline int32_t sharer_by_name(Snapshot *s, const DestinationEntry *shared, 
 
 cdef inline Service *route_original(Snapshot *s, const ListenerConf *conf, const Destination *to, bint own,
                                     const char *authority, size_t n, uint16_t *port) noexcept nogil:
-    """The service of a request that came on a connection to `to`, for `authority`; NULL: none. `port`: for rules."""
+    """The service of a request that came on a connection to `to`, for `authority`; NULL: none. `port`: for rules.
+
+    It may be the one that stands for all destinations that nobody has: for another Host than the first on a shared one,
+    and where a reload has taken the destination from its service."""
     cdef Choice choice
+    if own and conf.outbound:                    # older than the interception, or it would have been refused
+        port[0] = to.port
+        return service_by_name(s, authority, host_length(authority, n))
     choose(s, conf, to, own, &choice)
     port[0] = choice.port
     if choice.shared != NULL:
         choice.service = sharer_by_name(s, choice.shared, authority, n)
-    elif choice.reason or s.services[choice.service].original:
-        return NULL                              # the destination is nobody's any more
-    return &s.services[choice.service] if choice.service >= 0 else NULL
+        if choice.service < 0:
+            choose_unknown(s, conf, &choice)
+    return &s.services[choice.service] if not choice.reason and choice.service >= 0 else NULL
