@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kit import http2
 from kit.fixtures import Serve, Serving
+from kit.http2_client import dial
 from kit.limits import wait_until
 from kit.netns import Namespace, namespaces, needs_root
 from kit.pki import Pki
@@ -220,6 +222,9 @@ def test_host_tells_services_of_one_address_apart(
         client.send(request(host="three.mesh"))
         assert client.read_response().reason == "no_service"
     with connect((HOSTS[family], 80)) as client:
+        proxy.wait_metric("waited in vain", lambda m: m.sum("detect_timeouts_total") == 1)
+        assert get(client, "one.mesh") == b"one", "late, and nobody's server was asked meanwhile"
+    with connect((HOSTS[family], 80)) as client:
         client.send(request(host="three.mesh"))
         client.expect_close()
     proxy.wait_metric("refused", lambda m: m.by_reason("unknown_destination") == 1)
@@ -237,6 +242,72 @@ def test_a_host_that_is_none_of_theirs_passes_through(
         assert client.read_response().body == b"behind"
         assert get(client, "one.mesh") == b"behind", "opaque: nobody looks any more"
     assert proxy.metrics().sum("passthrough_connections_total") == 1
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
+def test_later_requests_for_others_go_to_the_destination(
+    host: Namespace, serve: Serve, upstream: Serving, version: str
+) -> None:
+    """On a connection that began as HTTP for one of them: where they would have gone without us."""
+    upstream(answering(b"one"), address=("127.0.0.1", 9001))
+    upstream(answering(b"two"), address=("127.0.0.1", 9002))
+    behind = upstream(answering(b"behind"), address=(HOSTS[4], 80))
+    proxy = serve(shared())
+    wanted = {"one.mesh": b"one", "three.mesh": b"behind", "two.mesh": b"two", "four.mesh": b"behind"}
+    if version == "HTTP/1.1":
+        with connect((HOSTS[4], 80)) as client:
+            assert {name: get(client, name) for name in wanted} == wanted
+    else:
+        with dial((HOSTS[4], 80)) as other:
+            other.open()
+            for stream, (name, body) in enumerate(wanted.items()):
+                assert other.ask(2 * stream + 1, http2.request(authority=name)).body == body
+    assert len(behind.connections) == 1, "a pool for each destination"
+    metrics = proxy.metrics()
+    assert metrics.sum("requests_total", code="2xx") == 4
+    assert metrics.sum("requests_total", code="4xx") == 0
+
+
+def test_late_bytes_tell_services_of_one_address_apart(
+    host: Namespace, serve: Serve, upstream: Serving
+) -> None:
+    upstream(answering(b"one"), address=("127.0.0.1", 9001))
+    behind = upstream(answering(b"behind"), greeting, address=(HOSTS[4], 80))
+    proxy = serve(shared())
+    with connect((HOSTS[4], 80)) as client:
+        behind.wait_connections(1)
+        assert get(client, "one.mesh") == b"one"
+    assert proxy.metrics().sum("passthrough_connections_total") == 0
+    with connect((HOSTS[4], 80)) as client:
+        assert client.read_until(b"\n") == b"220 ready\r\n"
+    proxy.wait_metric("passed through", lambda m: m.sum("passthrough_connections_total") == 1)
+
+
+def test_connections_that_are_older_than_the_interception(
+    host: Namespace, serve: Serve, upstream: Serving
+) -> None:
+    """Where they wanted to go is asked anew; what was made to the listener itself goes by Host as before."""
+    upstream(answering(b"web"), address=("127.0.0.1", 9000))
+    upstream(answering(b"behind"), address=(HOSTS[4], 81))
+    services = {"web": {"addresses": [f"{HOSTS[4]}:80"], "endpoints": ["127.0.0.1:9000"]}}
+    before = config(services)
+    del before["intercept"]
+    before["listeners"] = [{"name": "out", "role": "outbound", "bind": f"127.0.0.1:{OUT}"}]
+    proxy = serve(before)
+    with (
+        connect((HOSTS[4], 80)) as taken,
+        connect((HOSTS[4], 81)) as other,
+        connect((LOOPBACK[4], OUT)) as own,
+    ):
+        for client in (taken, other, own):
+            assert get(client, "web") == b"web"
+        proxy.reload(**{**config(services), "listeners": config(services)["listeners"][:1]})
+        for _ in range(2):
+            assert get(taken, "whatever") == b"web"
+            assert get(other, "web") == b"behind"
+            assert get(own, "web") == b"web"
+        own.send(request(host="whatever"))
+        assert own.read_response().reason == "no_service"
 
 
 @families
@@ -344,7 +415,7 @@ def test_what_was_learned_refuses_no_request_that_rules_allow(
 
 
 def test_a_slow_client_teaches_nothing(host: Namespace, serve: Serve, upstream: Serving) -> None:
-    """It is opaque this time; the next one is HTTP again."""
+    """It is HTTP, as the next one."""
     upstream(answering(b"web"), address=(HOSTS[4], 80))
     proxy = serve(config({"web": {"endpoints": [f"{HOSTS[4]}:80"]}}))
     with connect((HOSTS[4], 80)) as client:
@@ -353,7 +424,7 @@ def test_a_slow_client_teaches_nothing(host: Namespace, serve: Serve, upstream: 
     with connect((HOSTS[4], 80)) as client:
         assert get(client) == b"web"
     metrics = proxy.metrics()
-    assert metrics.sum("requests_total", service="web", code="2xx") == 1
+    assert metrics.sum("requests_total", service="web", code="2xx") == 2
     assert metrics.sum("detect_skipped_total") == 0
     assert metrics.sum("detect_delay_seconds_count") == 2
 
@@ -371,7 +442,7 @@ def test_a_client_that_speaks_first_after_all_is_believed(
             assert get(client) == b"web"
     metrics = proxy.metrics()
     assert metrics.sum("detect_skipped_total") == 1
-    assert metrics.sum("requests_total", service="web", code="2xx") == 1, "HTTP again"
+    assert metrics.sum("requests_total", service="web", code="2xx") == 2
     server.wait_connections(3)
 
 
@@ -395,6 +466,10 @@ def test_a_reload_moves_destinations_under_connections(
         proxy.reload(services={"two": {**address, "endpoints": ["127.0.0.1:9002"]}})
         assert get(client) == b"two"
         proxy.reload(services={"two": {"endpoints": ["127.0.0.1:9002"]}})
+        client.send(request())
+        assert client.read_response().reason == "connect_refused", "the destination itself"
+        reject = [one | {"unknown": "reject"} for one in config({})["listeners"]]
+        proxy.reload(services={"two": {"endpoints": ["127.0.0.1:9002"]}}, listeners=reject)
         client.send(request())
         assert client.read_response().reason == "no_service"
 

@@ -161,7 +161,7 @@ TOLD = {
     8: {"no_memory", "tls_rate"},
     12: {"no_service", "connect_not_allowed", "upstream_no_upgrade"},
     13: {"internal", "protocol_unknown", "upstream_bad_response", "upstream_head_too_large", "line_too_long",
-         "head_too_large", "too_many_fields", "upstream_h2_protocol_error", "upstream_h2_flood"},
+         "head_too_large", "too_many_fields", "upstream_h2_protocol_error", "upstream_h2_flood", "late_http"},
     14: {"no_endpoint", "upstream_closed", "upstream_reset", "upstream_truncated", "draining", "overloaded",
          "identity_expired", "certificates_over", "idle_timeout", "tls_timeout", "tls_busy",
          "upstream_goaway", "upstream_stream_reset", "upstream_stream_refused", "upstream_ping_timeout",

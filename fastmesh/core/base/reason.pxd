@@ -113,6 +113,7 @@ cdef enum:  # Reason
     # connections that were taken over
     R_LOOP
     R_UNKNOWN_DESTINATION
+    R_LATE_HTTP
     R_COUNT
 
 
@@ -232,4 +233,5 @@ cdef inline void reasons_init(ReasonInfo *t) noexcept nogil:
     _row(t, R_DEADLINE, b"deadline", SIDE_LOCAL, 504, 4, False, b"the caller's deadline is over")
     _row(t, R_LOOP, b"loop", SIDE_DOWNSTREAM, 0, 14, False, b"the connection was made to the transparent listener itself")
     _row(t, R_UNKNOWN_DESTINATION, b"unknown_destination", SIDE_DOWNSTREAM, 0, 14, False, b"no service has the destination of the connection")
+    _row(t, R_LATE_HTTP, b"late_http", SIDE_DOWNSTREAM, 0, 13, False, b"HTTP came on a connection that is carried as opaque bytes")
     _row(t, R_BAD_GRPC_WEB, b"bad_grpc_web", SIDE_DOWNSTREAM, 400, 13, False, b"the gRPC-Web body is not valid base64")

@@ -100,7 +100,7 @@ cdef inline Buf *conn_room(Worker *w, Conn *c) noexcept nogil:
 cdef inline void conn_tell_eof(Worker *w, Conn *c) noexcept nogil:
     if c.flags & (C_EOF_TOLD | C_PAUSED | C_DEAD):
         return
-    if c.rx != NULL and c.ops == &w.ops.accepted:
+    if c.rx != NULL and (c.ops == &w.ops.accepted or c.ops == &w.ops.late):
         conn_offer_kept(w, c)                            # too little to tell a protocol by, but all there will be
         if c.flags & (C_PAUSED | C_DEAD):
             return

@@ -26,6 +26,7 @@ from fastmesh.core.io.h2_client cimport h2_client_init
 from fastmesh.core.io.h2_conn cimport h2_bury, h2_conn_left
 from fastmesh.core.io.h2_server cimport h2_server_init
 from fastmesh.core.io.handover cimport handover_free, inbox_shut
+from fastmesh.core.io.late cimport late_init
 from fastmesh.core.io.listener cimport (
     inbox_empty, listener_close, listener_init, listener_stop, open_tls, start_tls,
 )
@@ -111,8 +112,9 @@ cdef inline int worker_init(Worker *w, AreaHeader *area, uint32_t slot) noexcept
     h2_server_init(&w.ops.h2_server, &w.ops.h2_server_end, &w.ops.h2_server_hooks)
     h2_client_init(&w.ops.h2_client, &w.ops.h2_client_end, &w.ops.h2_client_hooks)
     dialling_init(&w.ops.dialling, &w.ops.parked_end)
-    tunnel_init(&w.ops.tunnel_down, &w.ops.tunnel_up)
+    tunnel_init(&w.ops.tunnel_down, &w.ops.tunnel_up, &w.ops.leaving)
     listener_init(&w.ops.accepted)
+    late_init(&w.ops.late)
     w.ops.dial = dial
     w.ops.upgrade = tunnel_upgrade
     w.ops.flow_pump = flow_pump

@@ -30,6 +30,7 @@ from fastmesh.core.sys.posix cimport epoll_event
 from fastmesh.core.traffic.admit cimport Caller
 from fastmesh.core.traffic.counters cimport AreaHeader, ServiceRow, WorkerRow
 from fastmesh.core.traffic.destination cimport Destination
+from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.policy_judge cimport Decision
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.ring cimport Ring
@@ -38,6 +39,7 @@ from fastmesh.core.wire.grpc_web cimport GrpcWeb
 from fastmesh.core.wire.http1_chunked cimport Http1Chunked
 from fastmesh.core.wire.http2_state cimport H2, H2Hooks, H2Stream
 from fastmesh.core.wire.message cimport Message
+from fastmesh.core.wire.request_line cimport RequestLine
 from fastmesh.core.wire.tls cimport Tls, TlsEngine
 
 cdef enum:
@@ -84,6 +86,7 @@ cdef enum:  # ConnFlag
     C_LINGER = 4194304            # after the shutdown, wait only LINGER_MS for the peer's end
     C_OLD_TRUST = 8388608         # TLS: its handshake is judged by a trust that is no more in force
     C_HANDED = 16777216           # came from a sibling, which may hold its descriptor for another moment
+    C_LATE = 33554432             # its first bytes were waited for in vain, or not at all
 
 cdef struct Worker
 cdef struct Conn
@@ -419,19 +422,25 @@ cdef struct Tunnel:               # opaque bytes both ways
     Original *original            # passed through; NULL: the service has endpoints
     uint8_t halves                # directions that have ended
     uint8_t watch                 # enum Watch
+    uint8_t guarded               # HTTP must not pass: `line` reads what the client begins with
+    RequestLine line
+    PolicyFacts facts             # of the client; its identity is the exchange's reference
     Peer peer
 
-cdef enum Watch:                  # who speaks first, until somebody has
+cdef enum Watch:                  # who speaks first, until somebody has: it may turn out not to be opaque
     WATCH_NONE = 0
     WATCH_SILENT                  # the client had its time and said nothing: is it the server?
     WATCH_LEARNED                 # the client was not waited for: is it still the server?
+    WATCH_ENDED                   # only to begin with: the client has ended without a word
 
 cdef struct Ops:                  # vtables: a header-only module can hold no static of its own
     ConnOps h1_server
     ConnOps h1_client
     ConnOps tunnel_down
     ConnOps tunnel_up
+    ConnOps leaving               # towards an endpoint, TLS: closes when it has said goodbye
     ConnOps accepted              # until the handshake is done and the protocol known
+    ConnOps late                  # a tunnel's client that nobody has heard of yet
     ConnOps dialling              # likewise, towards an endpoint
     ConnOps h2_server
     ConnOps h2_client

@@ -4,6 +4,13 @@
 # moved by the kernel (flow.pxd) where both connections are plaintext; otherwise through the transmit queues,
 # with a slow reader stopping its writer. What does not end properly on one side ends with a reset on the other.
 # A Tunnel owns both Conns and the Exchange that accounts for it.
+#
+# With `watch` nobody has spoken yet, and the client may still turn out to speak something else: `late` has its
+# handlers, rules have not been asked (only whether they would let opaque bytes pass), and nothing is counted but the
+# service's load. tunnel_carry makes it a tunnel, tunnel_give_back ends it as if it had never been.
+#
+# With `guarded` HTTP must not pass, because it would without identity headers and without rules about requests: what
+# begins with a request line is cut off before a header has left.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
@@ -11,14 +18,15 @@ from libc.string cimport memcmp, memcpy, memset
 from fastmesh.core.base.list cimport list_append, list_remove
 from fastmesh.core.base.reason cimport (
     R_CERTIFICATES_OVER, R_CONNECT_TIMEOUT, R_DENIED, R_DOWNSTREAM_RESET, R_IDENTITY_EXPIRED, R_IDLE_TIMEOUT,
-    R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
+    R_LATE_HTTP, R_NO_ENDPOINT, R_NO_MEMORY, R_NO_SERVICE, R_UPSTREAM_TLS_HANDSHAKE, R_UPSTREAM_TLS_TIMEOUT,
     R_UPSTREAM_TRUNCATED,
 )
 from fastmesh.core.base.slab cimport slab_get, slab_put
 from fastmesh.core.base.timer cimport Timer, timer_init, timer_start, timer_stop
 from fastmesh.core.io.age cimport identity_over
 from fastmesh.core.io.connection cimport (
-    conn_close, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_timeout,
+    conn_close, conn_deadline, conn_dirty, conn_end_output, conn_finish, conn_pause, conn_resume, conn_resume_input,
+    conn_timeout,
 )
 from fastmesh.core.io.connection_output cimport conn_write, conn_write_body
 from fastmesh.core.io.account cimport exchange_keep_log
@@ -27,8 +35,8 @@ from fastmesh.core.io.flow cimport flow_free, flow_open, flow_possible
 from fastmesh.core.io.handover cimport listener_leave
 from fastmesh.core.io.original cimport destination_address, destination_text
 from fastmesh.core.io.state cimport (
-    C_BULK, C_CONNECTING, C_CUT, C_EOF_TOLD, C_HANDSHAKE, C_TRUNCATED, Conn, ConnOps, Exchange, Flow, Listener,
-    Original, Peer, Tunnel, Upstream, WATCH_LEARNED, WATCH_NONE, Worker, X_OPAQUE,
+    C_BULK, C_CONNECTING, C_CUT, C_DEAD, C_EOF_TOLD, C_HANDSHAKE, C_SNIFF_TLS, C_TLS, C_TRUNCATED, Conn, ConnOps,
+    Exchange, Flow, LINGER_MS, Listener, Original, Peer, Tunnel, Upstream, WATCH_LEARNED, WATCH_NONE, Worker, X_LOG, X_OPAQUE,
 )
 from fastmesh.core.io.upstream cimport upstream_connect, upstream_tls
 from fastmesh.core.traffic.admit cimport Caller, admit_opaque
@@ -42,7 +50,9 @@ from fastmesh.core.traffic.destination cimport DEST_NONE, DEST_SLOT, Destination
 from fastmesh.core.traffic.learned cimport learned_spoke
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts
 from fastmesh.core.traffic.snapshot cimport Service, TLS_MESH, TLS_NONE, TLS_PUBLIC
+from fastmesh.core.wire.http2_begin cimport http2_server_begins
 from fastmesh.core.wire.message cimport LENGTH_UNKNOWN
+from fastmesh.core.wire.request_line cimport LINE_HTTP, LINE_MORE, request_line
 from fastmesh.core.wire.tls cimport TLS_ALPN_H1, TLS_ALPN_H2
 
 
@@ -52,6 +62,8 @@ cdef inline Tunnel *tunnel_of_all(void *node) noexcept nogil:
 
 cdef inline void tunnel_destroy(Worker *w, Tunnel *t, int reason) noexcept nogil:
     """Close what is open, account, free."""
+    if t.watch:
+        _count(w, t)
     if t.down != NULL:
         _count_flow(t, t.down.flow_in, True)
         _count_flow(t, t.down.flow_out, False)
@@ -100,10 +112,15 @@ cdef inline Tunnel *_open(Worker *w, Conn *down, Listener *l) noexcept nogil:
     timer_init(&t.expiry, _expired)
     list_append(&w.all_tunnels, &t.all)
     w.row.counters[G_TUNNELS] += 1
-    w.row.counters[K_TUNNELS] += 1
     down.owner = t
     down.ops = &w.ops.tunnel_down
     return t
+
+
+cdef inline void _count(Worker *w, const Tunnel *t) noexcept nogil:
+    w.row.counters[K_TUNNELS] += 1
+    if t.original != NULL:
+        w.row.counters[K_PASSED_THROUGH] += 1
 
 
 cdef inline uint8_t _alpn(const Service *s) noexcept nogil:
@@ -127,7 +144,6 @@ cdef inline bint _pass_through(Worker *w, Tunnel *t) noexcept nogil:
     o.endpoint.text.len = <uint32_t>destination_text(&t.peer.to, o.text)
     o.endpoint.health = -1
     t.original = o
-    w.row.counters[K_PASSED_THROUGH] += 1
     return True
 
 
@@ -169,20 +185,34 @@ cdef inline bint _dial(Worker *w, Tunnel *t) noexcept nogil:
     return False
 
 
+cdef inline bint _admit(Worker *w, Tunnel *t) noexcept nogil:
+    """Ask the rules. False: refused, the tunnel has been destroyed."""
+    cdef Exchange *x = t.ex
+    cdef Caller caller
+    memset(&caller, 0, sizeof(Caller))
+    caller.facts = t.facts
+    if admit_opaque(x.conf, x.service, &caller, w.loads, &x.decision) < 0:
+        t.down.flags |= C_CUT
+        tunnel_destroy(w, t, R_DENIED)
+        return False
+    return True
+
+
 cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t service, const PolicyFacts *facts,
-                               const Peer *peer, int watch) noexcept nogil:
+                               const Peer *peer, int watch, bint guarded) noexcept nogil:
     """A connection of a TCP listener: check the caller, choose the endpoint, connect. `down` is taken over.
     `service` is an index of the listener's snapshot, or -1: none. `watch`: enum Watch."""
     cdef Tunnel *t = _open(w, down, l)
     cdef Exchange *x
-    cdef Caller caller
     if t == NULL:
         w.row.reasons[R_NO_MEMORY] += 1
         listener_leave(w, l)
         conn_close(w, down)
         return
     t.peer = peer[0]
+    t.facts = facts[0]
     t.watch = <uint8_t>watch
+    t.guarded = guarded
     x = exchange_open(w, NULL, l, facts.identity, &t.peer)
     t.ex = x
     if x == NULL:
@@ -195,18 +225,98 @@ cdef inline void tunnel_accept(Worker *w, Conn *down, Listener *l, int32_t servi
     x.service = &x.snapshot.services[service]
     x.service.row.counters[S_ACTIVE] += 1
     exchange_keep_log(w, x, NULL)
-    memset(&caller, 0, sizeof(Caller))
-    caller.facts = facts[0]
-    if admit_opaque(l.conf, x.service, &caller, w.loads, &x.decision) < 0:
-        down.flags |= C_CUT
-        tunnel_destroy(w, t, R_DENIED)
+    if not watch and not _admit(w, t):
         return
     if x.service.original and not _pass_through(w, t):
         tunnel_destroy(w, t, R_NO_MEMORY)
         return
-    conn_pause(down)
+    if watch:
+        down.ops = &w.ops.late
+    else:
+        _count(w, t)
+        conn_pause(down)
     conn_timeout(w, down, l.conf.tcp_idle_timeout_ms)
     _dial(w, t)
+
+
+# ---------------------------------------------------------------- while nobody has spoken
+
+cdef inline bint tunnel_is_for(const Tunnel *t, int32_t service) noexcept nogil:
+    """Is it one to that service of the snapshot in force?"""
+    return (service >= 0 and t.ex.snapshot == t.listener.snapshot
+            and t.ex.service == &t.ex.snapshot.services[service])
+
+
+cdef inline bint tunnel_carry(Worker *w, Tunnel *t) noexcept nogil:
+    """It is decided: opaque, for good. False: rules refuse it, and it has been destroyed."""
+    cdef Conn *c = t.down
+    t.watch = WATCH_NONE
+    c.ops = &w.ops.tunnel_down
+    c.flags &= ~<uint32_t>C_SNIFF_TLS
+    _count(w, t)
+    if not _admit(w, t):
+        return False
+    c.flags |= C_BULK
+    conn_timeout(w, c, t.listener.conf.tcp_idle_timeout_ms)
+    conn_resume_input(w, c)                      # what it said before has not been taken
+    if t.up != NULL:
+        conn_resume(w, t.up)
+    return True
+
+
+cdef inline void tunnel_client_ended(Worker *w, Tunnel *t) noexcept nogil:
+    """The client ends without a word. What can be said to that only a server knows that takes opaque bytes."""
+    if tunnel_carry(w, t) and t.up != NULL and not t.up.flags & (C_CONNECTING | C_HANDSHAKE):
+        _half_done(w, t, t.up)                   # else once the connection stands
+
+
+cdef inline void tunnel_give_back(Worker *w, Tunnel *t) noexcept nogil:
+    """It is none: the client's connection is the listener's again, as it was, and the endpoint's is closed."""
+    cdef Conn *c = t.down
+    cdef Conn *up = t.up
+    cdef Exchange *x = t.ex
+    if up != NULL:
+        if up.flags & C_TLS and not up.flags & (C_CONNECTING | C_HANDSHAKE):
+            up.owner = NULL
+            up.ops = &w.ops.leaving
+            up.tls.session_slot = NULL
+            conn_pause(up)
+            conn_deadline(w, up, LINGER_MS)
+            conn_finish(w, up)
+        else:
+            conn_close(w, up)
+    timer_stop(&w.wheel, &t.expiry)
+    list_remove(&t.all)
+    w.row.counters[G_TUNNELS] -= 1
+    x.service.row.counters[S_ACTIVE] -= 1
+    x.service = NULL
+    x.flags &= ~<uint32_t>X_LOG
+    exchange_free(w, x)
+    if t.original != NULL:
+        slab_put(&w.originals, t.original)
+    c.owner = t.listener
+    c.ops = &w.ops.accepted
+    slab_put(&w.tunnels, t)
+
+
+cdef inline void tunnel_spoke(Worker *w, Tunnel *t, bint server) noexcept nogil:
+    """Somebody has spoken, for the first time: remember who, where that was not clear."""
+    cdef Destination to
+    if server != (t.watch == WATCH_LEARNED):
+        detected_at(t.ex.service, &t.peer.to, &to)
+        learned_spoke(area_detection(w.area, w.slot), &to, server)
+
+
+cdef inline bint _server_spoke(Worker *w, Tunnel *t, const char *p, size_t n) noexcept nogil:
+    """The server has spoken first. False: what it says is not passed on, for now or for good. HTTP/2 servers may begin
+    with their settings, and still wait for a client; one for HTTP/1 that is tired of waiting (408) has not begun a
+    conversation."""
+    if http2_server_begins(p, n):
+        conn_pause(t.up)
+        return False
+    if not (n >= 5 and memcmp(p, b"HTTP/", 5) == 0):
+        tunnel_spoke(w, t, True)
+    return tunnel_carry(w, t)
 
 
 cdef inline void tunnel_end_with_certificates(Worker *w, Tunnel *t) noexcept nogil:
@@ -225,22 +335,20 @@ cdef inline void _established(Worker *w, Tunnel *t) noexcept nogil:
     """Both connections stand: move bytes, by the kernel where it can."""
     cdef uint32_t idle = t.listener.conf.tcp_idle_timeout_ms
     tunnel_end_with_certificates(w, t)
-    conn_timeout(w, t.down, idle)
     conn_timeout(w, t.up, idle)
-    t.down.flags |= C_BULK
     t.up.flags |= C_BULK
-    if t.watch:
-        pass                                     # the first bytes come this way, those after them by the kernel
-    elif not t.down.flags & C_EOF_TOLD and flow_possible(t.down, t.up):
-        flow_open(w, t.down, t.up, LENGTH_UNKNOWN, t, _direction_done)
-    if not t.watch and flow_possible(t.up, t.down):
-        flow_open(w, t.up, t.down, LENGTH_UNKNOWN, t, _direction_done)
     conn_dirty(w, t.up)
+    conn_resume_input(w, t.up)
+    if t.watch:
+        return                                   # the first bytes come this way, those after them by the kernel
+    conn_timeout(w, t.down, idle)
+    t.down.flags |= C_BULK
+    if not t.down.flags & C_EOF_TOLD and not t.guarded and flow_possible(t.down, t.up):
+        flow_open(w, t.down, t.up, LENGTH_UNKNOWN, t, _direction_done)
+    if flow_possible(t.up, t.down):
+        flow_open(w, t.up, t.down, LENGTH_UNKNOWN, t, _direction_done)
     conn_dirty(w, t.down)
-    conn_pause(t.up)
-    conn_resume(w, t.up)
-    conn_pause(t.down)
-    conn_resume(w, t.down)
+    conn_resume_input(w, t.down)
 
 
 cdef inline void tunnel_upgrade(Worker *w, Exchange *x, const char *rest, size_t n) noexcept nogil:
@@ -263,6 +371,7 @@ cdef inline void tunnel_upgrade(Worker *w, Exchange *x, const char *rest, size_t
         conn_close(w, up)
         exchange_free(w, x)
         return
+    _count(w, t)
     t.peer = peer
     x.peer = &t.peer
     t.ex = x
@@ -317,15 +426,18 @@ cdef inline void detected_at(const Service *s, const Destination *to, Destinatio
     memcpy(out.address, &s.slot, sizeof(uint32_t))
 
 
-cdef inline void _spoke(Worker *w, Tunnel *t, bint server, const char *p, size_t n) noexcept nogil:
-    """Somebody has spoken, for the first time: remember who, where that was not clear. An HTTP server that is tired of
-    waiting (408) has not begun a conversation."""
-    cdef Destination to
-    cdef bint known = t.watch == WATCH_LEARNED
-    t.watch = WATCH_NONE
-    if server != known and not (server and n >= 5 and memcmp(p, b"HTTP/", 5) == 0):
-        detected_at(t.ex.service, &t.peer.to, &to)
-        learned_spoke(area_detection(w.area, w.slot), &to, server)
+cdef inline bint _harmless(Worker *w, Tunnel *t, const char *p, size_t n) noexcept nogil:
+    """False: the client has turned to HTTP, and the tunnel has been destroyed."""
+    cdef int r = request_line(&t.line, p, n)
+    if r == LINE_MORE:
+        return True
+    t.guarded = 0
+    if r != LINE_HTTP:
+        return True
+    t.down.flags |= C_CUT
+    t.up.flags |= C_CUT
+    tunnel_destroy(w, t, R_LATE_HTTP)
+    return False
 
 
 cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
@@ -335,8 +447,10 @@ cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept 
     if dst == NULL or dst.flags & (C_CONNECTING | C_HANDSHAKE):
         conn_pause(c)
         return 0
-    if fm_unlikely(t.watch):
-        _spoke(w, t, c == t.up, p, n)
+    if fm_unlikely(t.watch) and not _server_spoke(w, t, p, n):
+        return n if c.flags & C_DEAD else 0
+    if fm_unlikely(t.guarded) and c == t.down and not _harmless(w, t, p, n):
+        return n
     r = conn_write_body(w, dst, p, n)
     if r < 0:
         tunnel_destroy(w, t, -r)
@@ -347,7 +461,7 @@ cdef inline size_t tunnel_input(Worker *w, Conn *c, char *p, size_t n) noexcept 
         t.ex.bytes_out += n
     if r > 0:
         conn_pause(c)
-    elif c.rx == NULL and c.flow_in == NULL and flow_possible(c, dst):
+    elif c.rx == NULL and c.flow_in == NULL and not (t.guarded and c == t.down) and flow_possible(c, dst):
         # What had been read before the tunnel stood has gone: the kernel can take over.
         flow_open(w, c, dst, LENGTH_UNKNOWN, t, _direction_done)
     return n
@@ -360,7 +474,8 @@ cdef inline void tunnel_eof(Worker *w, Conn *c) noexcept nogil:
         # bytes have no framing in which the other side could see it, so it gets a reset.
         c.ops.on_error(w, c, R_UPSTREAM_TRUNCATED if c == t.up else R_DOWNSTREAM_RESET)
         return
-    _half_done(w, t, _other(t, c))
+    if not t.watch or tunnel_carry(w, t):        # a server that ends without a word has no other to say
+        _half_done(w, t, _other(t, c))
 
 
 cdef inline void tunnel_drained(Worker *w, Conn *c) noexcept nogil:
@@ -409,6 +524,8 @@ cdef inline void tunnel_up_ready(Worker *w, Conn *c) noexcept nogil:
     cdef Tunnel *t = <Tunnel *>c.owner
     t.ex.service.row.counters[S_CONNECTS] += 1
     _established(w, t)
+    if t.down.flags & C_EOF_TOLD:
+        _half_done(w, t, t.up)                   # the client had ended before
 
 
 cdef inline void tunnel_down_ready(Worker *w, Conn *c) noexcept nogil:
@@ -426,7 +543,26 @@ cdef inline void tunnel_timer(Worker *w, Conn *c) noexcept nogil:
         tunnel_destroy(w, t, R_IDLE_TIMEOUT)
 
 
-cdef inline void tunnel_init(ConnOps *down, ConnOps *up) noexcept nogil:
+cdef inline size_t _leaving_input(Worker *w, Conn *c, char *p, size_t n) noexcept nogil:
+    return n
+
+
+cdef inline void _leaving_error(Worker *w, Conn *c, int reason) noexcept nogil:
+    conn_close(w, c)
+
+
+cdef inline void _leave(Worker *w, Conn *c) noexcept nogil:
+    conn_close(w, c)
+
+
+cdef inline void _leaving_go_on(Worker *w, Conn *c) noexcept nogil:
+    pass
+
+
+cdef inline void tunnel_init(ConnOps *down, ConnOps *up, ConnOps *leaving) noexcept nogil:
+    leaving[0] = ConnOps(
+        on_input=_leaving_input, on_eof=_leave, on_drained=_leaving_go_on, on_error=_leaving_error,
+        on_ready=_leaving_go_on, on_timer=_leave, on_flush=NULL, on_drain=NULL, on_expiry=NULL, idle=NULL)
     down[0] = ConnOps(
         on_input=tunnel_input, on_eof=tunnel_eof, on_drained=tunnel_drained, on_error=tunnel_down_error,
         on_ready=tunnel_down_ready, on_timer=tunnel_timer, on_flush=NULL, on_drain=NULL, on_expiry=NULL, idle=NULL)

@@ -9,7 +9,7 @@ from libc.string cimport memmove
 from fastmesh.core.base.reason cimport R_BAD_TARGET, R_DENIED
 from fastmesh.core.traffic.policy cimport Policy
 from fastmesh.core.traffic.policy_caller cimport PolicyFacts, PolicyView, policy_settle
-from fastmesh.core.traffic.policy_judge cimport Decision, policy_judge, policy_judge_opaque
+from fastmesh.core.traffic.policy_judge cimport Decision, policy_judge, policy_judge_opaque, policy_lets_opaque
 from fastmesh.core.traffic.policy_request cimport PolicyRequest, policy_request
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.snapshot cimport ListenerConf, NORMALIZE_OFF, NORMALIZE_ON, Service
@@ -73,6 +73,16 @@ cdef inline int admit(PolicyScratch *s, const ListenerConf *conf, const Service 
         d.service = r == -R_DENIED or (r == 0 and first)
         return r
     return 0
+
+
+cdef inline bint may_be_opaque(const ListenerConf *conf, const Service *service, Caller *caller,
+                               uint32_t loads) noexcept nogil:
+    """Would admit_opaque() let them pass? Nothing is decided, and nothing counted."""
+    if conf.policy != NULL and not policy_lets_opaque(
+            conf.policy, _view(conf.policy, &caller.facts, loads, &caller.listener)):
+        return False
+    return service.policy == NULL or policy_lets_opaque(
+        service.policy, _view(service.policy, &caller.facts, loads, &caller.service))
 
 
 cdef inline int admit_opaque(const ListenerConf *conf, const Service *service, Caller *caller, uint32_t loads,

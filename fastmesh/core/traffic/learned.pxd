@@ -59,17 +59,16 @@ cdef inline Learned *learned_find(Detection *d, const Destination *to) noexcept 
     return NULL
 
 
-cdef inline bint learned_server_first(Detection *d, const Destination *to, uint64_t now_ms) noexcept nogil:
-    """Does the server speak first there? Then nothing has to be waited for, which is counted."""
-    cdef Learned *row
-    if not d.any_server:
-        return False
-    row = learned_find(d, to)
-    if row == NULL or not row.server_first:
-        return False
+cdef inline Learned *learned_server_first(Detection *d, const Destination *to) noexcept nogil:
+    """Its row if the server speaks first there, so that nothing has to be waited for; else NULL."""
+    cdef Learned *row = learned_find(d, to) if d.any_server else NULL
+    return row if row != NULL and row.server_first else NULL
+
+
+cdef inline void learned_skipped(Learned *row, uint64_t now_ms) noexcept nogil:
+    """A connection there was not waited for."""
     row.skipped += 1
     row.seen_ms = now_ms
-    return True
 
 
 cdef inline void learned_timeout(Detection *d, const Destination *to, int32_t service, uint64_t now_ms) noexcept nogil:

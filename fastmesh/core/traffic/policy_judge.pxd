@@ -184,16 +184,33 @@ cdef inline int policy_judge(PolicyScratch *s, const Policy *p, const PolicyView
     return _decide(p, rule, rule == NULL, d)
 
 
-cdef inline int policy_judge_opaque(const Policy *p, const PolicyView *view, Decision *d) noexcept nogil:
-    """Does the policy let opaque bytes through? Conditions on requests cannot be looked at: an allow rule
-    that has one allows none, a deny rule denies all that its other conditions fit."""
+cdef inline const PolicyRule *_opaque_rule(const Policy *p, const PolicyView *view, bint *refused) noexcept nogil:
+    """What decides about opaque bytes, NULL: no rule. Conditions on requests cannot be looked at: an allow rule that
+    has one allows none, a deny rule denies all that its other conditions fit."""
     cdef int k
+    refused[0] = True
     for k in range(BITS_WORDS):
         if view.deny.w[k]:
-            return _decide(p, &p.deny.rules[64 * k + policy_ctz(view.deny.w[k])], True, d)
+            return &p.deny.rules[64 * k + policy_ctz(view.deny.w[k])]
+    refused[0] = False
     if not p.has_allow:
-        return _decide(p, NULL, False, d)
+        return NULL
     for k in range(BITS_WORDS):
         if view.allow.w[k] & p.allow.opaque.w[k]:
-            return _decide(p, &p.allow.rules[64 * k + policy_ctz(view.allow.w[k] & p.allow.opaque.w[k])], False, d)
-    return _decide(p, NULL, True, d)
+            return &p.allow.rules[64 * k + policy_ctz(view.allow.w[k] & p.allow.opaque.w[k])]
+    refused[0] = True
+    return NULL
+
+
+cdef inline int policy_judge_opaque(const Policy *p, const PolicyView *view, Decision *d) noexcept nogil:
+    """Does the policy let opaque bytes through? 0, or a negative reason."""
+    cdef bint refused = False
+    cdef const PolicyRule *rule = _opaque_rule(p, view, &refused)
+    return _decide(p, rule, refused, d)
+
+
+cdef inline bint policy_lets_opaque(const Policy *p, const PolicyView *view) noexcept nogil:
+    """Would it? Asked beforehand: nothing is counted."""
+    cdef bint refused = False
+    _opaque_rule(p, view, &refused)
+    return p.audit or not refused
