@@ -15,11 +15,13 @@ from fastmesh.core.traffic.dials cimport Dials, dial_note, dial_noted
 from fastmesh.core.traffic.detect cimport DETECT_BYTES, detect, detect_last
 from fastmesh.core.traffic.learned cimport (
     DETECT_BUCKETS, Detection, LEARNED_MAX, Learned, detect_observe, learned_find, learned_server_first,
-    learned_spoke, learned_timeout,
+    learned_skipped, learned_spoke, learned_timeout,
 )
 from fastmesh.core.traffic.snapshot cimport ListenerConf, PortConf
 from fastmesh.core.traffic.transparent cimport port_find
 from fastmesh.core.wire.first_host cimport first_host
+from fastmesh.core.wire.http2_begin cimport http2_server_begins
+from fastmesh.core.wire.request_line cimport LINE_MORE, RequestLine, request_line
 
 MOST_LEARNED = LEARNED_MAX
 ENOUGH = DETECT_BYTES
@@ -126,7 +128,10 @@ cdef class Memory:
 
     def server_first(self, str host, int port, int now):
         cdef Destination to = _destination(host, port)
-        return bool(learned_server_first(self.d, &to, now))
+        cdef Learned *row = learned_server_first(self.d, &to)
+        if row != NULL:
+            learned_skipped(row, now)
+        return row != NULL
 
     def known(self, str host, int port):
         """(timeouts, skipped, server first), or None."""
@@ -163,6 +168,23 @@ def host_of(bytes data):
     if not first_host(<const char *>data, len(data), &host, &n):
         return None
     return host[:n]
+
+
+def could_be_http(list parts):
+    """Whether some server could take the beginning of a connection, as it came, for HTTP; None: it cannot be told yet."""
+    cdef RequestLine line
+    cdef bytes part
+    cdef int r = LINE_MORE
+    memset(&line, 0, sizeof(RequestLine))
+    for part in parts:
+        r = request_line(&line, <const char *>part, len(part))
+        if r != LINE_MORE:
+            break
+    return None if r == LINE_MORE else r > 0
+
+
+def begins_as_http2_server(bytes data):
+    return bool(http2_server_begins(<const char *>data, len(data)))
 
 
 cdef class OwnDials:
