@@ -445,8 +445,23 @@ def test_permissive_a_plaintext_server_may_speak_first(
             client.send(b"\x16\x03\x01 is no TLS any more")
             assert client.read_exact(22) == b"\x16\x03\x01 is no TLS any more"
     metrics = proxy.metrics()
-    assert metrics.sum("detect_timeouts_total") == metrics.sum("detect_skipped_total") == 1
-    assert metrics.sum("tls_failed_total") == 0
+    assert metrics.sum("detect_timeouts_total") == 2, "a hello may be under way"
+    assert metrics.sum("detect_skipped_total") == metrics.sum("tls_failed_total") == 0
+
+
+def test_permissive_what_is_learned_cuts_no_hello_short(serve: Serve, upstream: Serving, pki: Pki) -> None:
+    server = upstream(greeting)
+    config = listener(pki, server, tls="permissive")
+    proxy = serve(config)
+    with connect(address_of(config)) as client:
+        assert client.read_until(b"\n") == b"220 ready\r\n"
+    context = client_context(pki.identity("svc-a"))
+    for _ in range(3):
+        with socket.create_connection(address_of(config)) as plain, context.wrap_socket(plain) as secure:
+            assert Conn(secure).read_until(b"\n") == b"220 ready\r\n"
+    metrics = proxy.metrics()
+    assert metrics.sum("tls_handshakes_total", side="downstream") == 3
+    assert metrics.sum("detect_skipped_total") == 3, "inside nothing has to be waited for"
 
 
 @pytest.mark.parametrize("protocol", ["auto", "tcp", "http"])

@@ -37,7 +37,7 @@ from fastmesh.core.io.state cimport (
     C_DEAD, C_HANDED, C_HANDSHAKE, C_LATE, C_RDHUP, C_READABLE, C_SNIFF_TLS, C_TLS, C_TRUNCATED, Conn, ConnOps,
     Listener, Source, Tunnel, WATCH_ENDED, WATCH_NONE, Worker,
 )
-from fastmesh.core.io.tunnel cimport tunnel_give_back, tunnel_spoke
+from fastmesh.core.io.tunnel cimport tunnel_give_back
 from fastmesh.core.sys.openssl cimport SSL_CTX
 from fastmesh.core.sys.posix cimport (
     ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, SOCK_CLOEXEC,
@@ -92,7 +92,8 @@ cdef inline void _await(Worker *w, Conn *c, const Arrival *a) noexcept nogil:
 
 cdef inline void _await_plain_or_tls(Worker *w, Conn *c) noexcept nogil:
     """On a permissive listener the first byte tells TLS from everything else; where that may be the server's there is
-    as little time for it as for a protocol."""
+    as little time for it as for a protocol. And as much, whatever is known of the server: its word would be faster than
+    a hello from afar."""
     cdef Listener *l = <Listener *>c.owner
     cdef Arrival a
     if not arrival_of(w, l, c, &a):
@@ -100,7 +101,7 @@ cdef inline void _await_plain_or_tls(Worker *w, Conn *c) noexcept nogil:
     elif a.choice.reason or a.choice.protocol == PROTO_HTTP:
         conn_timeout(w, c, l.conf.idle_timeout_ms)
     else:
-        _await(w, c, &a)
+        conn_deadline(w, c, DETECT_MS)
 
 
 cdef inline void _told(Worker *w, const Conn *c) noexcept nogil:
@@ -250,8 +251,7 @@ cdef inline void start_tls(Worker *w, Conn *c) noexcept nogil:
     """Shake hands as the server, once the client has begun."""
     cdef Listener *l
     if c.ops == &w.ops.late:
-        tunnel_spoke(w, <Tunnel *>c.owner, False)
-        tunnel_give_back(w, <Tunnel *>c.owner)
+        tunnel_give_back(w, <Tunnel *>c.owner)   # who speaks first inside is another question
     c.flags &= ~<uint32_t>C_LATE
     l = <Listener *>c.owner
     if l.conf.max_handshakes and l.nhandshakes >= l.conf.max_handshakes:
