@@ -164,7 +164,7 @@ cdef inline int _service(Worker *w, Snapshot *s, Service *out, dict d, dict pool
             raise ValueError(f"service {d['name']!r}: endpoints where destinations are")
         out.endpoints[0].original = True
         out.endpoints[0].health = -1
-        _text(s, &out.endpoints[0].text, "original destination")
+        load_text(s, &out.endpoints[0].text, "original destination")
         out.endpoints[0].pool = _upstream(w, pools, b"|original|")
         out.nendpoints = 1
     return 0
