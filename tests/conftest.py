@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "heavy: moves much data or many connections; sizes follow FASTMESH_TEST_SCALE (see kit.limits)",
     )
+    # Run in the background or by nohup some of these are ignored here, and would be in every program of ours.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     # Tests with thousands of connections need the descriptors that the hard limit allows.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -145,7 +145,7 @@ def test_nothing_is_left_of_a_bench_that_was_ended(tmp_path: Path, number: signa
     wait_until(lambda: not residents(namespace), "an empty network namespace")
 
 
-def forbidden() -> None:
+def forbidden(_: int) -> None:
     raise PermissionError(1, "Operation not permitted", "unshare")
 
 
@@ -154,7 +154,7 @@ def transparent(*more: str, parts: tuple[str, ...] = ("load",)) -> Plan:
 
 
 def test_without_root_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "new_network", forbidden)
+    monkeypatch.setattr(network, "unshare", forbidden)
     absent = campaign.without_networks(transparent("plain"))
     assert set(absent) == {"transparent", "transparent-tcp"}
     assert "operation not permitted" in absent["transparent"]

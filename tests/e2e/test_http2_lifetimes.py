@@ -313,7 +313,8 @@ def test_a_drain_waits_with_who_waits_for_settings(serve: Serve, upstream: Servi
 
     def late(conn: ServerConn) -> None:
         while len(conn.buffer) < 24:  # the preface
-            assert conn.fill()
+            if not conn.fill():
+                return  # dialled in case we speak first, since our client was slow to
         asked.set()
         assert go.wait(2 * DEADLINE)
         h2(switch, settings={"ENABLE_CONNECT_PROTOCOL": 1})(conn)

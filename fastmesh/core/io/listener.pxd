@@ -327,26 +327,33 @@ cdef inline void _accepted(Worker *w, Listener *l, int fd, uint32_t flags) noexc
         _ready(w, c)
 
 
+cdef inline bint _accept(Worker *w, Listener *l) noexcept nogil:
+    """Take the next connection that waits, for us or for a sibling. False: none waits, or none can be taken now."""
+    cdef int fd
+    while True:
+        fd = accept4(l.src.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0 or (errno != EINTR and errno != ECONNABORTED):
+            break
+    if fd < 0:
+        if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+            # The connection stays in the queue; asking again at once would only burn the CPU.
+            w.row.reasons[R_OVERLOADED] += 1
+            epoll_ctl(w.ep, EPOLL_CTL_DEL, l.src.fd, NULL)
+            l.paused = True
+            listener_takes(w, l, False)
+            timer_start(&w.wheel, &l.timer, w.now_ms + ACCEPT_PAUSE_MS)
+        return False
+    if not handover(w, l, fd):
+        _accepted(w, l, fd, 0)
+    return True
+
+
 cdef inline void listener_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
     """Accept what waits, a bounded number a turn; the rest is reported again (level-triggered)."""
-    cdef Listener *l = <Listener *>s
     cdef int i
-    cdef int fd
     for i in range(ACCEPT_BATCH if list_empty(&w.shaking) else ACCEPT_BUSY):
-        fd = accept4(l.src.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if fd < 0:
-            if errno == EINTR or errno == ECONNABORTED:
-                continue
-            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
-                # The connection stays in the queue; asking again at once would only burn the CPU.
-                w.row.reasons[R_OVERLOADED] += 1
-                epoll_ctl(w.ep, EPOLL_CTL_DEL, l.src.fd, NULL)
-                l.paused = True
-                listener_takes(w, l, False)
-                timer_start(&w.wheel, &l.timer, w.now_ms + ACCEPT_PAUSE_MS)
+        if not _accept(w, <Listener *>s):
             return
-        if not handover(w, l, fd):
-            _accepted(w, l, fd, 0)
 
 
 cdef inline void inbox_event(Worker *w, Source *s, uint32_t events) noexcept nogil:
@@ -389,14 +396,12 @@ cdef inline void listener_again(void *worker, Timer *t) noexcept nogil:
 
 
 cdef inline void listener_stop(Worker *w, Listener *l) noexcept nogil:
-    """No more connections from here: those that wait in the queue are taken first."""
-    cdef uint64_t before
+    """No more connections from here: all that wait in the queue are taken first, whoever gets them, because closing the
+    socket resets them."""
     if l.src.fd < 0:
         return
-    before = ~<uint64_t>0
-    while before != w.row.counters[K_DOWNSTREAM_CONNECTIONS]:
-        before = w.row.counters[K_DOWNSTREAM_CONNECTIONS]
-        listener_event(w, &l.src, 0)
+    while _accept(w, l):
+        pass
     listener_close(w, l)
 
 
