@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,15 @@ def test_nobody_else_can_hold_the_lock(hosts: Hosts, tmp_path: Path) -> None:
         fcntl.flock(own, fcntl.LOCK_EX)
         take_over(config, hosts[0])
         leave_alone(hosts[0])
-    with namespace.inside(hosts[0].name, lambda place: os.fdopen(os.dup(place.lock))) as lock:
+    copies: list[int] = []
+
+    def outlived(place: namespace.Place) -> None:
+        copies.append(os.dup(place.lock))
+        raise InterceptError("it did not end")
+
+    with pytest.raises(InterceptError, match="it did not end"):
+        namespace.inside(hosts[0].name, outlived)
+    with os.fdopen(copies[0]) as lock:
         found = os.fstat(lock.fileno())
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
         # The copy holds it on, as a program does that outlives us.
@@ -413,6 +422,27 @@ def test_locks_that_somebody_else_keeps(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "link").symlink_to(locks)
     with pytest.raises(InterceptError, match="where locks are kept, cannot be used"):
         namespace.inside(None, lambda _: None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the lock of others is the namespace's own file")
+def test_a_lock_is_one_also_while_its_file_comes_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = tmp_path / "locks"
+    monkeypatch.setattr(namespace, "LOCKS", str(locks))
+    inside, most = [0], [0]
+
+    def work(_: namespace.Place) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        os.sched_yield()
+        inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(namespace.inside, None, work) for _ in range(400)]:
+            done.result()
+    assert most == [1]
+    assert not list(locks.iterdir()), "nothing is left of them"
 
 
 def test_programs_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

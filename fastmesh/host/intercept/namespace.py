@@ -54,6 +54,7 @@ def inside(netns: str | int | None, work: Callable[[Place], T]) -> T:
             lock = _locked(words)
             try:
                 outcome["result"] = work(Place(words, lock))
+                _take_away(lock)
             finally:
                 os.close(lock)
         except BaseException as error:
@@ -165,7 +166,10 @@ def _locked(words: str) -> int:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
+            if os.fstat(fd).st_nlink > 0:
+                return fd
+            os.close(fd)  # who had it took the file away: others lock another one
+            fd = _lock_file()
         except BlockingIOError:
             if time.monotonic() > end:
                 os.close(fd)
@@ -174,3 +178,12 @@ def _locked(words: str) -> int:
                     "for it to end, or end it, then run this again"
                 ) from None
             time.sleep(_POLL)
+
+
+def _take_away(fd: int) -> None:
+    """The file of a lock that nobody holds but us: namespaces come and go, and nothing is to be left of them.
+    Where the work has failed, a program of ours may outlive us, and holds it on."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if path.startswith(f"{LOCKS}/"):
+            os.unlink(path)
