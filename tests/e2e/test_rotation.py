@@ -329,7 +329,8 @@ def test_a_tunnel_ends_with_its_certificates_only_where_that_is_wanted(
             client.sock.settimeout(2 * DEADLINE)
             with contextlib.suppress(ConnectionError):
                 client.read_to_end()
-            assert time.time() >= end
+            # A clock that is being put right little by little is followed to within a second.
+            assert time.time() > end - 1
             mesh.b.wait_metric("why", lambda m: m.by_reason("certificates_over") == 1)
         else:
             wait_until(lambda: time.time() > end + 0.5, "the end", 2 * DEADLINE)
