@@ -10,6 +10,7 @@ DNS with the search list and the options of /etc/resolv.conf. Nobody else is ask
 from __future__ import annotations
 
 import contextlib
+import io
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable
@@ -129,11 +130,21 @@ class Direct:
 
     def _configured(self) -> dns.resolver.Resolver:
         """What /etc/resolv.conf says, with our sockets, and without ourselves."""
+        import dns.exception
         import dns.resolver
 
-        resolver = dns.resolver.Resolver(configure=False)
-        with contextlib.suppress(dns.resolver.NoResolverConfiguration, ValueError):
-            resolver.read_resolv_conf(str(self._resolv_conf))
+        try:
+            # This host's name stands in for a search list.
+            resolver = dns.resolver.Resolver(configure=False)
+        except dns.exception.DNSException as error:
+            name = shown(socket.gethostname())
+            raise OSError(f"this host is called {name}, which cannot be in DNS ({error})") from None
+        try:
+            resolver.read_resolv_conf(io.StringIO(self._sound()))
+        except dns.resolver.NoResolverConfiguration:
+            pass
+        except dns.exception.DNSException as error:
+            raise OSError(f"{self._resolv_conf} has a domain that cannot be in DNS ({error})") from None
         upstream, listen = self._settings.upstream, self._settings.listen
         if upstream is not None:
             servers = [(upstream.host, upstream.port)]
@@ -145,7 +156,23 @@ class Direct:
                 f"{self._resolv_conf} names no name server but this sidecar: say in dns.upstream who is asked"
             )
         resolver.nameservers = _marked(servers[:MAX_SERVERS], self._mark)
+        # Each has its turn before time is up.
+        resolver.timeout = min(resolver.timeout, LIFETIME_S / len(resolver.nameservers))
         return resolver
+
+    def _sound(self) -> str:
+        """/etc/resolv.conf without name servers that are no addresses: nobody else minds them."""
+        lines = []
+        with contextlib.suppress(OSError):
+            for line in self._resolv_conf.read_text(encoding="utf-8", errors="replace").splitlines():
+                word, *rest = line.split() or [""]
+                try:
+                    if word == "nameserver" and rest:
+                        ipaddress.ip_address(rest[0])
+                except ValueError:
+                    continue
+                lines.append(line)
+        return "\n".join([*lines, ""])
 
     def _asked(self) -> str:
         assert self._resolver is not None

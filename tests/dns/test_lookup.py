@@ -128,6 +128,46 @@ def test_a_name_server_that_says_nothing(
         direct(server.text)("db.example")
 
 
+def test_each_name_server_has_its_turn(
+    direct: Any, name_server: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long /etc/resolv.conf would have us wait for the first one."""
+    monkeypatch.setattr("fastmesh.config.lookup.LIFETIME_S", 0.6)
+    silent, well = name_server(lambda _: []), name_server(knows(db_example=["192.0.2.1"]))
+    monkeypatch.setattr("fastmesh.config.lookup._PORT", well.port)
+    look_up = direct(None, resolv=f"nameserver 127.0.0.2\nnameserver {well.host}\noptions timeout:5\n")
+    monkeypatch.setattr("fastmesh.config.lookup._marked", _leading_to({"127.0.0.2": silent.port}))
+    assert look_up("db.example") == ["192.0.2.1"]
+    assert silent.names()
+
+
+def _leading_to(ports: dict[str, int]) -> Any:
+    """Name servers of which some are at other ports of this host."""
+    from fastmesh.config.lookup import _marked as marked
+
+    def lead(servers: list[tuple[str, int]], mark: int) -> Any:
+        return marked([("127.0.0.1", ports.get(host, port)) for host, port in servers], mark)
+
+    return lead
+
+
+@pytest.mark.parametrize("line", ["nameserver router", "nameserver", "nameserver 192.0.2.256", "\x07\xff"])
+def test_a_line_that_nobody_understands(direct: Any, line: str) -> None:
+    """The other name servers are asked all the same."""
+    look_up = direct(None, resolv=f"{line}\nnameserver 127.0.0.9\n")
+    with pytest.raises(OSError, match=r"^127\.0\.0\.9:53 cannot say$"):
+        look_up("db.example")
+
+
+@pytest.mark.parametrize("domain", ["a..b", "a" * 64])
+def test_domains_that_are_none(direct: Any, domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match=r"resolv\.conf has a domain that cannot be in DNS \(A DNS label is "):
+        direct(None, resolv=f"nameserver 127.0.0.9\nsearch {domain}\n")("db.example")
+    monkeypatch.setattr("socket.gethostname", lambda: domain)
+    with pytest.raises(OSError, match=r"^this host is called 'a.*', which cannot be in DNS \(A DNS "):
+        direct("127.0.0.9:53")("db.example")
+
+
 # where everybody's port 53 leads to the sidecar
 
 
