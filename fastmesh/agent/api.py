@@ -30,6 +30,10 @@ STEPS: Final = (
 )
 
 
+# Before it is tried again what could not be done.
+RETRY_S: Final = 10.0
+
+
 class Api:
     """`make` is called once all of `STEPS` are there; the server that it makes owns the sockets."""
 
@@ -40,12 +44,18 @@ class Api:
         self._say = say
         self._sockets: list[socket.socket] = []
         self._serving: asyncio.Task[AdminServer | None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     async def open(self, sockets: list[socket.socket]) -> None:
         """Answer those who come to these sockets, and no more those who come to the ones before."""
         await self.close()
         self._sockets = sockets
         for one in sockets:
+            one.setblocking(False)
+        self._watch()
+
+    def _watch(self) -> None:
+        for one in self._sockets:
             asyncio.get_running_loop().add_reader(one, self._wake)
 
     def _wake(self) -> None:
@@ -62,25 +72,42 @@ class Api:
             await server.start()
         except Exception as error:
             self._say(f"agent: the admin API cannot be served: {error!r}")
-            self._end()
+            self._turn_away()
             return None
         return server
 
+    def _turn_away(self) -> None:
+        """Who waits is refused, and who comes; later it is tried again. To close the sockets would have all
+        of them wait: the supervisor has these open, too."""
+        loop = asyncio.get_running_loop()
+        for one in self._sockets:
+            loop.add_reader(one, self._refuse, one)
+        self._retry = loop.call_later(RETRY_S, self._watch)
+
+    def _refuse(self, one: socket.socket) -> None:
+        try:
+            one.accept()[0].close()
+        except BlockingIOError:
+            pass
+        except OSError:
+            # No descriptor is left, as it may be.
+            asyncio.get_running_loop().remove_reader(one)
+
     def _let_go(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         for one in self._sockets:
             asyncio.get_running_loop().remove_reader(one)
 
-    def _end(self) -> None:
-        """Who waits is refused."""
-        for one in self._sockets:
-            one.close()
-
     async def close(self) -> None:
         """Finish what is being answered, for at most a second."""
-        if self._serving is None:
-            self._let_go()
-            self._end()
-        elif server := await self._serving:
+        server = None if self._serving is None else await self._serving
+        if server is not None:
             await server.stop()
+        else:
+            self._let_go()
+            for one in self._sockets:
+                one.close()
         self._serving = None
         self._sockets = []
