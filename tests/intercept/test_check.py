@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.intercept import IN, OUT, Host, Hosts, both_methods, configuration, intercept, take_over
+from kit.limits import wait_until
 from kit.proxy import FASTMESH
 
 from fastmesh.config import load
@@ -73,18 +76,19 @@ def test_with_a_listener(hosts: Hosts, tmp_path: Path, method: str) -> None:
         assert intercept("check", "-c", config, "--netns", hosts[0].name).stdout.count("ok   ") == 6
 
 
-def unprivileged(config: Path, host: Host, *numbers: int) -> tuple[int, list[str]]:
-    """The exit code of a check without these capabilities (capabilities(7)), and what it says."""
+def without(*numbers: int, host: Host, config: Path) -> list[str]:
+    """The command line of a check without these capabilities (capabilities(7))."""
     drop = f"import ctypes; [ctypes.CDLL(None).prctl(24, n, 0, 0, 0) for n in {numbers}]"
     inner = f"import os, sys; {drop}; os.execv(sys.argv[1], sys.argv[1:])"
-    before = host.state()
     command = ["ip", "netns", "exec", host.name, sys.executable, "-c", inner, str(FASTMESH)]
-    done = subprocess.run(
-        [*command, "intercept", "check", "-c", str(config)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return [*command, "intercept", "check", "-c", str(config)]
+
+
+def unprivileged(config: Path, host: Host, *numbers: int) -> tuple[int, list[str]]:
+    """The exit code of such a check, and what it says."""
+    before = host.state()
+    command = without(*numbers, host=host, config=config)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert host.state() == before
     return done.returncode, done.stdout.splitlines()
@@ -127,6 +131,28 @@ def test_without_a_second_host_it_finds_what_is_wrong(hosts: Hosts, tmp_path: Pa
     assert said[2].startswith(
         "FAIL outgoing IPv4: a connection to 192.0.2.1:80 was not taken over (connection refused)"
     )
+
+
+def test_killed_without_a_second_host(hosts: Hosts, tmp_path: Path) -> None:
+    """The kernel takes the addresses back by itself: they would be in the way of every later check."""
+    config = configuration(tmp_path, "{outbound: {}}")
+    take_over(config, hosts[0])
+    hosts[0].sh("nft add chain inet fastmesh stuck { type filter hook input priority 0 ; }")
+    hosts[0].sh("nft add rule inet fastmesh stuck iif lo tcp dport 15001 drop")
+    process = subprocess.Popen(without(SYS_ADMIN, host=hosts[0], config=config), stdout=subprocess.DEVNULL)
+
+    def addresses() -> list[dict[str, Any]]:
+        (lo,) = json.loads(hosts[0].sh("ip -j address show dev lo"))
+        return [one for one in lo["addr_info"] if one["local"] in ("192.0.2.1", "2001:db8:fa5::1")]
+
+    try:
+        wait_until(lambda: len(addresses()) == 2, "addresses of the check's own")
+    finally:
+        process.kill()
+        process.wait()
+    lives = [one["valid_life_time"] for one in addresses()]
+    assert len(lives) == 2
+    assert max(lives) <= 120
 
 
 def test_a_user_that_the_check_cannot_become(hosts: Hosts, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -27,6 +27,8 @@ from fastmesh.host.namespaces import CLONE_NEWNET, unshare
 
 # Seconds for a connection, or for the kernel to show it.
 PATIENCE: Final = 3.0
+# Seconds after which the kernel itself takes back what a check that was killed has left: longer than any runs.
+_LIFE: Final = 120
 _INTERFACE: Final = "fm-probe"
 _NETWORKS: Final = {
     4: ("192.0.2.0/30", "198.51.100.0/30", "203.0.113.0/30"),
@@ -116,9 +118,16 @@ def own_addresses(place: Place, plan: Plan) -> Iterator[dict[int, str]]:
     with ExitStack() as undo:
         for family, address in found.items():
             what = f"{address}/{32 if family == 4 else 128} dev lo"
-            _ip(place, f"addr add {what}{'' if family == 4 else ' nodad'}")
-            undo.callback(partial(_ip, place, f"addr del {what}"))
+            life = f"valid_lft {_LIFE} preferred_lft {_LIFE}"
+            _ip(place, f"addr add {what} {life}{'' if family == 4 else ' nodad noprefixroute'}")
+            undo.callback(_removed, place, what)
         yield found
+
+
+def _removed(place: Place, what: str) -> None:
+    # Its life may be over.
+    with suppress(InterceptError):
+        _ip(place, f"addr del {what}")
 
 
 def _addresses(plan: Plan) -> dict[int, tuple[str, str]]:
