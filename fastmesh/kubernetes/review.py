@@ -14,7 +14,7 @@ from fastmesh.config.errors import shown
 from fastmesh.kubernetes.errors import ManifestError, Refused
 from fastmesh.kubernetes.inject import Outcome, inject
 from fastmesh.kubernetes.objects import objects
-from fastmesh.kubernetes.patch import difference
+from fastmesh.kubernetes.patch import Operation, difference
 from fastmesh.kubernetes.settings import Settings
 from fastmesh.kubernetes.shapes import described
 
@@ -40,8 +40,13 @@ def answer(body: bytes | bytearray, settings: Settings) -> tuple[dict[str, Any],
     kind = request["kind"]
     version = "/".join(str(one) for one in (kind.get("group"), kind.get("version")) if one)
     whole = {"apiVersion": version, "kind": kind.get("kind"), **data}
+    operations: list[Operation] = []
     try:
         outcome = _outcome(whole, settings)
+        if outcome is not None:
+            operations = difference(whole, outcome.data)
+    except RecursionError:
+        raise NoReview("request.object is nested too deep for any pod") from None
     except (ManifestError, Refused) as error:
         message = f"fastmesh: {error}"
         status = {"code": 422, "reason": "Invalid", "message": message}
@@ -49,7 +54,6 @@ def answer(body: bytes | bytearray, settings: Settings) -> tuple[dict[str, Any],
     response: dict[str, Any] = {"uid": uid, "allowed": True}
     if outcome is None:
         return _review(response), ""
-    operations = difference(whole, outcome.data)
     if operations:
         patch = json.dumps(operations, separators=(",", ":")).encode()
         response |= {"patchType": "JSONPatch", "patch": base64.b64encode(patch).decode()}

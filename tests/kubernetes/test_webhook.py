@@ -194,6 +194,10 @@ def test_denied(webhook: Webhook, data: dict[str, Any], message: str) -> None:
         (json.dumps(review(POD, uid=None)), "request.uid is nothing, expected a text"),
         (json.dumps(review(POD, kind="Pod")), "request.kind is 'Pod', expected a mapping"),
         (json.dumps(review(POD, object=[])), "request.object is a list, expected a mapping"),
+        (
+            json.dumps(review(POD)).replace('"image": "app"', f'"image": {"[" * 900}{"]" * 900}'),
+            "request.object is nested too deep for any pod",
+        ),
     ],
 )
 def test_no_review(webhook: Webhook, body: str | bytes, error: str) -> None:

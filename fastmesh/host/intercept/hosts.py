@@ -27,7 +27,7 @@ from fastmesh.host.namespaces import CLONE_NEWNET, unshare
 
 # Seconds for a connection, or for the kernel to show it.
 PATIENCE: Final = 3.0
-# Seconds after which the kernel itself takes back what a check that was killed has left: longer than any runs.
+# Seconds after which the kernel takes back what a check that was killed has left: longer than any runs.
 _LIFE: Final = 120
 _INTERFACE: Final = "fm-probe"
 _NETWORKS: Final = {
