@@ -270,6 +270,45 @@ def test_programs_that_are_missing(hosts: Hosts, tmp_path: Path, monkeypatch: py
         assert app.state() == before
 
 
+def test_an_ip_that_is_not_iproute2s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redirect needs none of it, and tproxy says so."""
+    app, _ = hosts
+    before = app.state()
+    from fastmesh.host.intercept import routes
+
+    other, found = tmp_path / "ip", programs.find
+    other.write_text("#!/bin/sh\necho 'BusyBox multi-call binary.' >&2\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(programs, "find", lambda name: str(other) if name == "ip" else found(name))
+    take_over(configuration(tmp_path, "{method: redirect, outbound: {}}"), app)
+    (one,) = namespace.inside(app.name, apply.read_all)
+    assert one.state == "same"
+    leave_alone(app)
+    assert app.state() == before
+    assert not namespace.inside(app.name, lambda place: routes.are_left(place, "fastmesh"))
+    with pytest.raises(InterceptError, match=r"BusyBox's, which cannot tell .*: install iproute2$"):
+        take_over(configuration(tmp_path, "{method: tproxy, outbound: {}}"), app)
+    assert app.state() == before
+
+
+def test_routes_that_cannot_be_looked_at(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `up` that fails has changed nothing."""
+    app, _ = hosts
+    before = app.state()
+    from fastmesh.host.intercept import routes
+
+    def fail(*_: object) -> bool:
+        raise InterceptError("ip did not end")
+
+    config = configuration(tmp_path, "{method: redirect, outbound: {}}")
+    with monkeypatch.context() as patch, pytest.raises(InterceptError, match="ip did not end"):
+        patch.setattr(routes, "remove", fail)
+        take_over(config, app)
+    assert app.state() == before
+
+
 def test_without_privilege(hosts: Hosts, tmp_path: Path) -> None:
     app, _ = hosts
     config = configuration(tmp_path, "{outbound: {}}")

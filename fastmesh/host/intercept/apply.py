@@ -132,12 +132,12 @@ def _replace(place: Place, plan: Plan, before: InForce | None) -> None:
         if plan.method == "tproxy":
             routes.ensure(place, plan)
         nft.load(place, ruleset.transaction(plan))
+        if plan.method != "tproxy":
+            routes.remove(place, plan.table)
     except BaseException:
         with contextlib.suppress(InterceptError):
             _take_back(place, plan.table, before)
         raise
-    if plan.method != "tproxy":
-        routes.remove(place, plan.table)
     # All is in force by now: without its seal it is, too.
     with contextlib.suppress(InterceptError):
         nft.load(place, ruleset.sealing(plan, nft.table(place, plan.table) or []))

@@ -62,8 +62,8 @@ def are_there(place: Place, plan: Plan) -> bool:
 
 def remove(place: Place, table: str) -> bool:
     """Remove all routes of a selection, whatever there is of them; whether there was anything."""
-    if programs.find("ip") is None:
-        return False  # then nobody can have made any
+    if not _can_have_been_made(place):
+        return False
     number, found = route_mark(table), False
     for family in _families(all_of_them=True):
         found |= _clear_rules(place, family, number)
@@ -75,13 +75,18 @@ def remove(place: Place, table: str) -> bool:
 
 def are_left(place: Place, table: str) -> bool:
     """Whether there is anything of a selection, `remove` would find something."""
-    if programs.find("ip") is None:
+    if not _can_have_been_made(place):
         return False
     number = route_mark(table)
     return any(
         _listed(place, family, number) or _routes(place, family, number)
         for family in _families(all_of_them=True)
     )
+
+
+def _can_have_been_made(place: Place) -> bool:
+    """Whether there is the `ip` that they are made with, of iproute2: BusyBox's has no JSON."""
+    return programs.find("ip") is not None and "iproute2" in programs.run(place, "ip", "-V").stdout
 
 
 def _rules(plan: Plan, family: int) -> list[str]:
@@ -165,6 +170,8 @@ def _ip(place: Place, family: int, *arguments: str, may_fail: bool = False) -> s
         hint = "look at `ip rule` and `ip route show table all`"
         if "not permitted" in why:
             hint = "it needs CAP_NET_ADMIN: run this as root"
+        elif "BusyBox" in done.stderr:
+            hint = "this is BusyBox's, which cannot tell what there is: install iproute2"
         elif "Unknown device" in why or "not supported" in why:
             hint = "the kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
         raise InterceptError(f"`ip -{family} {' '.join(arguments)}` failed in {place.words}: {why}; {hint}")
