@@ -6,7 +6,6 @@ keeps the order of its keys, its values and their quotes, and loses its comments
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import stat
@@ -42,8 +41,8 @@ class Document:
         """The document with `operations` applied to it; what it was if there are none."""
         if not operations:
             return self._text
-        root = copy.deepcopy(self._root)
-        assert root is not None
+        assert self._root is not None
+        root = nodes.copy_of(self._root)
         for operation in operations:
             _apply(root, operation)
         if _is_json(self._text):

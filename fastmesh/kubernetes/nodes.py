@@ -97,15 +97,7 @@ class _Builder(events.Reader[yaml.Node]):
         return yaml.ScalarNode(tag, text, *_marks(event), style)
 
     def copied(self, node: yaml.Node, event: yaml.Event) -> yaml.Node:
-        if isinstance(node, yaml.ScalarNode):
-            return yaml.ScalarNode(node.tag, node.value, *_marks(event), node.style)
-        marks = _marks(event)
-        if isinstance(node, yaml.SequenceNode):
-            items = [self.copied(item, event) for item in node.value]
-            return yaml.SequenceNode(node.tag, items, *marks, node.flow_style)
-        assert isinstance(node, yaml.MappingNode)
-        entries = [(self.copied(key, event), self.copied(value, event)) for key, value in node.value]
-        return yaml.MappingNode(node.tag, entries, *marks, node.flow_style)
+        return copy_of(node, _marks(event))
 
     def close(self, node: yaml.Node, children: list[yaml.Node]) -> None:
         if isinstance(node, yaml.SequenceNode):
@@ -142,8 +134,22 @@ class _Builder(events.Reader[yaml.Node]):
         return 1
 
 
-def _marks(event: yaml.Event) -> tuple[Any, Any]:
-    return event.start_mark, event.end_mark
+def _marks(at: yaml.Event | yaml.Node) -> tuple[Any, Any]:
+    return at.start_mark, at.end_mark
+
+
+def copy_of(node: yaml.Node, marks: tuple[Any, Any] | None = None) -> yaml.Node:
+    """Another node with the same content, at the same place or all of it at `marks`. `copy.deepcopy` goes
+    through ten calls a level, which is more than Python takes of the deepest documents."""
+    at = marks or _marks(node)
+    if isinstance(node, yaml.SequenceNode):
+        items = [copy_of(item, marks) for item in node.value]
+        return yaml.SequenceNode(node.tag, items, *at, node.flow_style)
+    if isinstance(node, yaml.MappingNode):
+        entries = [(copy_of(key, marks), copy_of(value, marks)) for key, value in node.value]
+        return yaml.MappingNode(node.tag, entries, *at, node.flow_style)
+    assert isinstance(node, yaml.ScalarNode)
+    return yaml.ScalarNode(node.tag, node.value, *at, node.style)
 
 
 def value(node: yaml.Node | None) -> Any:

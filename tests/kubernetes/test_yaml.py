@@ -186,3 +186,13 @@ def test_byte_order_mark_and_line_ends() -> None:
     found = documents("\ufeffa: 1\r\n---\r\nb: 2\r\n".encode(), "x")
     assert [one.data for one in found] == [{"a": 1}, {"b": 2}]
     assert texts(found) == ["a: 1\r\n", "---\r\nb: 2\r\n"]
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_the_deepest_document_can_be_changed(form: str) -> None:
+    levels = nodes.MAX_DEPTH - 1
+    text = f'{{"x": {"{"}"a": '.replace('{"a": ', '{"a": ' * levels) + "1" + "}" * (levels + 1) + "\n"
+    (document,) = documents(text.encode() if form == "json" else b"# not JSON\n" + text.encode(), "deep")
+    changed = document.text([{"op": "add", "path": "/y", "value": 1}])
+    (again,) = documents(changed.encode(), "changed")
+    assert again.data == {**document.data, "y": 1}
