@@ -43,8 +43,10 @@ class Activation:
             self._sockets.append((name, _inherited(self._first + number, name)))
 
     def take_dns(self) -> list[socket.socket]:
-        """The sockets meant for the resolver."""
+        """The sockets meant for the resolver. Raises ListenError for one that it would not serve."""
         mine = [sock for given, sock in self._sockets if given == DNS]
+        if len(mine) > len({sock.type for sock in mine}):
+            raise ListenError(f"several sockets of one kind are called {DNS}, expected one a kind")
         self._sockets = [(given, sock) for given, sock in self._sockets if given != DNS]
         return mine
 

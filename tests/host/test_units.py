@@ -302,6 +302,11 @@ def test_sockets_for_the_resolver(passed):
             sock.close()
         with pytest.raises(ListenError, match="is no listening stream socket"):
             passed(udp, names="dns").claim()
+        twice = passed(udp, udp, names="@dns:@dns")
+        twice.claim()
+        with pytest.raises(ListenError, match=r"^several sockets of one kind are called @dns"):
+            twice.take_dns()
+        twice.close_rest()
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local,
             pytest.raises(ListenError, match="no IP"),
