@@ -167,7 +167,7 @@ def _shown(place: Place, loaded: Loaded | None, table: str | None) -> tuple[list
     if all(found.table != wanted for found in every) and routes.are_left(place, wanted):
         warnings.append(
             "policy routes of an `up` are left, whose rules somebody has removed; run `fastmesh intercept "
-            "down` to remove them, or `up` again to restore all"
+            "down` with the same options to remove them, or `up` again to restore all"
         )
     for found in every:
         if table is not None and found.table != table:

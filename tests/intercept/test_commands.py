@@ -144,7 +144,7 @@ def test_routes_changed_by_hand(hosts: Hosts, tmp_path: Path) -> None:
     app.sh("nft delete table inet fastmesh")
     assert warnings(app) == [
         "policy routes of an `up` are left, whose rules somebody has removed; run `fastmesh intercept down` "
-        "to remove them, or `up` again to restore all"
+        "with the same options to remove them, or `up` again to restore all"
     ]
     take_over(config, app)
     # One that is there as it should be is not even touched: packets are on their way.
@@ -341,6 +341,7 @@ def test_bad_usage(tmp_path: Path) -> None:
     )
     said = refused("up", "-c", config, "--uid", "4294967295")
     assert said == "error: 4294967295 is no user; give a name, or a number up to 4294967294\n"
+    assert "111… is no user; give a name" in refused("up", "-c", config, "--uid", "1" * 5000)
     other = configuration(tmp_path, "{outbound: {exclude_uids: [no-such-user]}}", name="b")
     assert f"(intercept.outbound.exclude_uids in {other})" in refused("up", "-c", other)
     assert "two selections" in refused("up", "-c", config, "--uid", 1, "--cgroup", "a")

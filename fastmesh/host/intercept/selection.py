@@ -67,7 +67,8 @@ def of_whom(uid: int | None, cgroup: str | None) -> str:
 def uid_of(user: str) -> int:
     """The number of a user. InterceptError if there is none of that name."""
     if user.isdecimal():
-        if int(user) > MAX_UID:
+        # Python refuses to make a number of thousands of digits.
+        if len(user) > 4000 or int(user) > MAX_UID:
             raise InterceptError(f"{plain(user, 64)} is no user; give a name, or a number up to {MAX_UID}")
         return int(user)
     try:
