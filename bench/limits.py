@@ -36,6 +36,8 @@ LIMITS: Final = (
     Limit("mesh", "small", 64, "floor", 1.3),
     Limit("mesh", "small", 512, "floor", 1.1),
     Limit("mesh", "large", None, "HAProxy", 1.0),
+    Limit("transparent", "small", 64, "floor", 1.15),
+    Limit("transparent-tcp", "small", 64, "floor", 1.15),
 )
 
 
