@@ -33,6 +33,8 @@ EVASIONS = {
     "bare CR": b"GET / HTTP/1.1\rhost: a\r\r\n\r\n",
     "no token": b"G(T / http/1.0 \r\nhost: a\r\n\r\n",
     "long": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+    "white space of text": b"GET\xa0/\x1cHTTP/1.1\r\nhost: a\r\nx-forwarded-client-cert: URI=me\r\n\r\n",
+    "fields behind HTTP/0.9": b"GET /\r\nhost: a\r\nx-forwarded-client-cert: URI=me\r\n\r\n",
     "preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
 }
 

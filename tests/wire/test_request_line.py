@@ -18,13 +18,26 @@ HTTP = [
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"GET HTTP/1.1\n",
     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\n",
+    b"GET /\x1cHTTP/1.1\r\n",  # white space to str.split
+    b"\xa0GET\x85/\x1f\x1eHTTP/1.1\r\n",
+    "GET\u2003/\u00a0HTTP/1.1\r\n".encode(),
+    b"GET / HTTP/1.1\x1chost: a\r\n",  # the end of a line to str.splitlines
+    b"GET /\r\nhost:",  # fields behind a line of HTTP/0.9
+    b"get key \n x",
+    b"GET a\nFrom a",
 ]
 OTHERS = [
     b"\0GET / HTTP/1.1\r\n",
     b"\x16\x03\x01\x00\x05",
     b"G\0ET / HTTP/1.1\r\n",
     b"HTTP/1.1\r\n",
-    b"GET /\r\nhost: a HTTP/1.1\r\n",
+    b"GET /\r\nhost a: HTTP/1.1\r\n",
+    b"GET /\r\n\r\nhost: a\r\n",
+    b"get key\r\nset key 0 0 3\r\na:b\r\n",
+    b"PUT /\r\nhost: a\r\n",
+    b"GETS /\r\nhost: a\r\n",
+    b"GET / x\r\nhost: a\r\n",
+    b"\x80\1\0\1\0\0\0\4ping",
     b'1.2.3.4 "GET / HTTP/1.1" 200 5\r\n',
     b"GET / HTTP/1.1 more\r\n",
     b"GET / XHTTP/1.1\r\n",
@@ -46,12 +59,14 @@ def test_nobody_could_take_it_for_that(data: bytes) -> None:
     assert could_be_http([bytes([byte]) for byte in data]) is False
 
 
-@pytest.mark.parametrize("data", [b"", b"\r\n", b"GET", b"GET / HTTP/1.1", b"GET / HTTP/1.1 "])
+@pytest.mark.parametrize(
+    "data", [b"", b"\r\n", b"GET", b"GET / HTTP/1.1", b"GET / HTTP/1.1 ", b"GET /\r\n", b"GET /\r\nFrom"]
+)
 def test_it_cannot_be_told_yet(data: bytes) -> None:
     assert could_be_http([data]) is None
 
 
-@given(st.lists(st.text("GT /HhtpP1.\r\n\t\0", max_size=8).map(str.encode)))
+@given(st.lists(st.text("GET /HhtpP1.:\r\n\t\0\x1c", max_size=8).map(str.encode)))
 def test_it_does_not_matter_how_it_is_cut(parts: list[bytes]) -> None:
     assert could_be_http(parts) == could_be_http([b"".join(parts)])
 
