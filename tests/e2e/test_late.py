@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from kit.fixtures import Serve, Serving
-from kit.limits import PATIENCE, wait_until
+from kit.limits import DEADLINE, PATIENCE, wait_until
 from kit.pki import Pki, client_context
 from kit.ports import free_port
 from kit.proxy import Fastmesh
@@ -488,6 +488,27 @@ def test_permissive_a_late_hello_is_tls(serve: Serve, upstream: Serving, pki: Pk
             assert "URI=spiffe://mesh.local/svc-a" in (one.get("x-forwarded-client-cert") or "")
     assert proxy.metrics().sum("tls_handshakes_total", side="downstream") == 1
     settled(proxy)
+
+
+def test_permissive_a_reset_is_no_end(serve: Serve, upstream: Serving, pki: Pki) -> None:
+    """Whoever looks for TLS must not take the error away: the server would have to answer a client that is gone."""
+    reset = threading.Event()
+
+    def patient(conn: ServerConn) -> None:
+        with pytest.raises(ConnectionResetError):
+            conn.fill()
+        reset.set()
+
+    server = upstream(patient)
+    config = listener(pki, server, tls="permissive")
+    proxy = serve(config)
+    client = connect(address_of(config))
+    waited(proxy)
+    server.wait_connections(1)
+    client.reset()
+    assert reset.wait(DEADLINE)
+    settled(proxy)
+    assert proxy.metrics().by_reason("downstream_reset") == 1
 
 
 def test_permissive_late_plaintext_http(serve: Serve, upstream: Serving, pki: Pki) -> None:

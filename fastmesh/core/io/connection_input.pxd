@@ -19,8 +19,12 @@ cdef inline bint _sniff_tls(Worker *w, Conn *c) noexcept nogil:
     """Permissive listeners: a TLS record of type handshake starts with 0x16 (RFC 8446 5.1), no text does."""
     cdef unsigned char first
     cdef ssize_t n = c_recv(c.src.fd, &first, 1, MSG_PEEK)
-    if n < 0 and errno == EAGAIN:
+    while n < 0 and errno == EINTR:
+        n = c_recv(c.src.fd, &first, 1, MSG_PEEK)
+    if n < 0:
         c.flags &= ~<uint32_t>C_READABLE
+        if errno != EAGAIN:
+            conn_fail_io(w, c, errno)            # a look takes the error away: who reads next would see an end
         return False
     c.flags &= ~<uint32_t>C_SNIFF_TLS
     if n == 1 and first == 0x16:
