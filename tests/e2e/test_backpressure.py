@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import select
 import socket
 import threading
 
 import pytest
 from kit import procfs
 from kit.fixtures import Serve, Serving
+from kit.lanes import ms
 from kit.limits import DEADLINE, SANITIZED, scaled, wait_steady
 from kit.pki import Pki
 from kit.ports import free_port
@@ -218,6 +220,42 @@ def test_slow_server_with_a_large_upload(
     assert got == [(total, digest_of_blocks(blocks))]
     for worker, was in zip(workers, before, strict=True):
         assert_bounded(worker, was, "afterwards")
+
+
+def test_small_pieces_that_wait_for_a_server_are_its_delay(serve: Serve, upstream: Serving) -> None:
+    """What comes in small pieces waits in a queue and in no pipe: the client is not blamed either way."""
+    done = threading.Event()
+
+    def never_reads(conn: ServerConn) -> None:
+        conn.read_request_head()
+        done.wait(120)
+
+    server = upstream(never_reads)
+    port = free_port()
+    serve(
+        {
+            "listeners": [
+                {
+                    "name": "edge",
+                    "bind": f"127.0.0.1:{port}",
+                    "protocol": "http",
+                    "to": "web",
+                    "stream_idle_timeout": ms(300),
+                }
+            ],
+            "services": {
+                "web": {"endpoints": [f"127.0.0.1:{server.address[1]}"], "response_timeout": ms(1500)}
+            },
+        }
+    )
+    with connect(("127.0.0.1", port)) as client:
+        client.send(request("POST", host="web", headers=[("Content-Length", str(1 << 30))]))
+        while select.select([client.sock], [client.sock], [], 0.2)[:2] == ([], [client.sock]):
+            client.sock.send(bytes(8000))
+            select.select([client.sock], [], [], 0.001)  # or it would be much at a time
+        answer = client.read_response()
+    done.set()
+    assert (answer.status, answer.reason) == (504, "upstream_timeout")
 
 
 @pytest.mark.heavy

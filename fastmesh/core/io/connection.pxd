@@ -84,7 +84,7 @@ cdef inline bint conn_backlog(const Conn *c) noexcept nogil:
 
 cdef inline bint conn_held_up(const Conn *c) noexcept nogil:
     """Does what the peer sends wait for somebody to take it?"""
-    return c.flags & C_PAUSED != 0 or c.flow_in != NULL and c.flow_in.held > 0
+    return c.flags & C_PAUSED != 0 or c.flow_in != NULL and conn_backlog(c.flow_in.dst)
 
 
 cdef inline void conn_touch(Worker *w, Conn *c) noexcept nogil:
