@@ -491,7 +491,7 @@ def test_permissive_a_late_hello_is_tls(serve: Serve, upstream: Serving, pki: Pk
 
 
 def test_permissive_a_reset_is_no_end(serve: Serve, upstream: Serving, pki: Pki) -> None:
-    """Whoever looks for TLS must not take the error away: the server would have to answer a client that is gone."""
+    """The look for TLS must not take the error away: the server would answer a client that is gone."""
     reset = threading.Event()
 
     def patient(conn: ServerConn) -> None:
