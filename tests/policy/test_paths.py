@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.rules import engine
 
@@ -173,6 +173,10 @@ def names_denied(path: str) -> bool:
 
 @pytest.mark.parametrize("rules", [RULES, KEEPING, UNTOUCHED], ids=["auto", "keep", "off"])
 @given(target=st.one_of(spelling(), ANY_PATH))
+@example(target="/~me;x%5Cq%2f.ssh")  # a backslash within parameters, to who takes it for no slash
+@example(target="/~me;x;y%3Bx%5Cq%2f.ssh")
+@example(target="/~me%3Bx%5Cq;y/.ssh")
+@example(target="/%5Ca;x%5Cq%2fb")  # ... and for one afterwards
 def test_no_spelling_of_a_denied_path_gets_through(rules: _policy.Engine, target: str) -> None:
     got = rules.ask(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
     if got["reason"] is None:

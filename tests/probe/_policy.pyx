@@ -54,7 +54,7 @@ def forms(bytes path):
     """A path decoded, and without parameters too."""
     cdef char *out = <char *>malloc(len(path) + 1)
     cdef char *bare = <char *>malloc(len(path) + 1)
-    cdef size_t n = path_decoded(<char *>path, len(path), out)
+    cdef size_t n = path_decoded(<char *>path, len(path), True, out)
     cdef size_t m = path_bare(out, n, bare)
     try:
         return out[:n], bare[:m]

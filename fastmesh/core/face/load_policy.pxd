@@ -101,7 +101,7 @@ cdef inline bytes _normal(str pattern, bint decoded, bint partial):
         raise ValueError(f"path {pattern!r} is not in normal form")
     if not decoded:
         return raw
-    return bytes(out[:path_decoded(<char *>raw, len(raw), <char *>out)])
+    return bytes(out[:path_decoded(<char *>raw, len(raw), True, <char *>out)])
 
 
 cdef inline int _index(Snapshot *s, TextIndex *t, dict patterns) except -1:

@@ -9,11 +9,11 @@ from fastmesh.core.traffic.policy cimport Policy
 from fastmesh.core.traffic.policy_scratch cimport PolicyScratch
 from fastmesh.core.traffic.text_index cimport Text
 from fastmesh.core.wire.message cimport MAX_LINE, M_CONNECT, Message
-from fastmesh.core.wire.path cimport path_bare, path_decoded, path_length
+from fastmesh.core.wire.path cimport path_bare, path_decoded, path_escape, path_length, path_slashed
 
 cdef enum:
     POLICY_HOST = 256         # bytes of a host, from its end, that are compared
-    PATH_FORMS = 8            # ways of reading one path
+    PATH_FORMS = 12           # ways of reading one path
 
 cdef struct PathForm:
     const char *text
@@ -78,31 +78,55 @@ cdef inline void _form(PolicyRequest *q, const char *text, size_t n) noexcept no
         q.nforms += 1
 
 
+cdef inline bint _hides_backslash(const char *p, size_t n) noexcept nogil:
+    cdef size_t i
+    for i in range(n):
+        if p[i] == c'%' and path_escape(p + i, n - i) == c'\\':
+            return True
+    return False
+
+
 cdef inline void policy_forms(PolicyScratch *s, PolicyRequest *q) noexcept nogil:
-    """The path as other readers may see it: decoded, without parameters, or both in either order."""
+    """The path as other readers may see it: decoded, without parameters, or both in either order. To some a
+    backslash is a slash before parameters are dropped, to others afterwards."""
     cdef const char *text = q.path
     cdef char *out = s.forms
+    cdef char *bare
+    cdef size_t bare_len
     cdef size_t n = q.path_len
     cdef bint escaped
     cdef bint parameters
+    cdef bint backslash
     if q.nforms:
         return
     escaped = text_has(text, n, c'%')
     parameters = text_has(text, n, c';')
+    backslash = escaped and _hides_backslash(text, n)
     if escaped:
-        n = path_decoded(text, n, out)
+        n = path_decoded(text, n, True, out)
         text = out
         out += MAX_LINE
     _form(q, text, n)
     if text_has(text, n, c';'):
         _form(q, out, path_bare(text, n, out))
         out += MAX_LINE
-    if escaped and parameters:                 # an escaped slash or ";" within parameters makes a difference
-        n = path_bare(q.path, q.path_len, out)
-        n = path_decoded(out, n, out)
-        _form(q, out, n)
-        if text_has(out, n, c';'):
-            _form(q, out + MAX_LINE, path_bare(out, n, out + MAX_LINE))
+        if backslash:
+            n = path_decoded(q.path, q.path_len, False, out)
+            _form(q, out, path_slashed(out, path_bare(out, n, out)))
+            out += MAX_LINE
+    if not escaped or not parameters:
+        return
+    # Parameters first: an escaped slash or ";" within them makes a difference.
+    bare = out
+    bare_len = path_bare(q.path, q.path_len, bare)
+    out += MAX_LINE
+    n = path_decoded(bare, bare_len, True, out)
+    _form(q, out, n)
+    if text_has(out, n, c';'):
+        _form(q, out + MAX_LINE, path_bare(out, n, out + MAX_LINE))
+        if backslash:
+            n = path_decoded(bare, bare_len, False, bare)
+            _form(q, bare, path_slashed(bare, path_bare(bare, n, bare)))
 
 
 cdef inline bint same_name(const char *lower, const char *name, size_t n) noexcept nogil:

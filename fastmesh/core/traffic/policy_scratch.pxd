@@ -17,7 +17,7 @@ cdef enum:
 cdef struct PolicyScratch:    # a worker's: what deciding needs room for
     pcre2_match_data *data
     pcre2_match_context *context
-    char *forms               # 4 * MAX_LINE bytes
+    char *forms               # 6 * MAX_LINE bytes
     uint64_t *limits          # counts regexes that hit their limit
     bint spent                # one did: this request's others are not tried
 
@@ -27,7 +27,7 @@ cdef inline int policy_scratch_init(PolicyScratch *s, uint64_t *limits) noexcept
     if s.data != NULL:
         return 0
     s.limits = limits
-    s.forms = <char *>malloc(4 * MAX_LINE)
+    s.forms = <char *>malloc(6 * MAX_LINE)
     s.context = pcre2_match_context_create(NULL)
     s.data = pcre2_match_data_create(1, NULL)
     if s.forms == NULL or s.context == NULL or s.data == NULL:

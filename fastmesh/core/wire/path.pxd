@@ -177,8 +177,8 @@ cdef inline bint path_hides_dots(const char *p, size_t n) noexcept nogil:
     return False
 
 
-cdef inline size_t path_decoded(const char *p, size_t n, char *out) noexcept nogil:
-    """Every escape decoded, backslashes as slashes, runs of slashes as one. The length."""
+cdef inline size_t path_decoded(const char *p, size_t n, bint slashes, char *out) noexcept nogil:
+    """Every escape decoded, with `slashes` backslashes as slashes, runs of slashes as one. The length."""
     cdef size_t i = 0
     cdef size_t o = 0
     cdef int c
@@ -188,7 +188,7 @@ cdef inline size_t path_decoded(const char *p, size_t n, char *out) noexcept nog
             c = path_escape(p + i, n - i)
             i += 2
         i += 1
-        if c == c'\\':
+        if slashes and c == c'\\':
             c = c'/'
         if c == c'/' and o > 0 and out[o - 1] == c'/':
             continue
@@ -210,4 +210,17 @@ cdef inline size_t path_bare(const char *p, size_t n, char *out) noexcept nogil:
             out[o] = p[i]
             o += 1
         i += 1
+    return o
+
+
+cdef inline size_t path_slashed(char *p, size_t n) noexcept nogil:
+    """Where it stands: backslashes as slashes, runs of slashes as one. The length."""
+    cdef size_t i
+    cdef size_t o = 0
+    cdef char c
+    for i in range(n):
+        c = c'/' if p[i] == c'\\' else p[i]
+        if c != c'/' or o == 0 or p[o - 1] != c'/':
+            p[o] = c
+            o += 1
     return o
